@@ -10,8 +10,8 @@ slowest attack took, or enough for its minimum number of evaluations if that tak
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Literal
 
@@ -31,7 +31,7 @@ from medpfl.defenses import LaplaceNoise, NoDefense
 
 Mode = Literal["train", "eval"]
 
-OURS: dict[str, Attack] = {
+OURS: dict[str, GradInv | Posterior | iDLG] = {
     "iDLG": iDLG(),
     "GradInv": GradInv(),
     "Posterior": Posterior(),
@@ -120,7 +120,7 @@ HEAD += columns(("identified", 12), ("evals/im", 9), ("s/image", 9))
 
 
 def compare(
-    scenes: Sequence[tuple[Scene, Tensor, Tensor]], ours: dict[str, Attack], theirs: Sequence[str]
+    scenes: Sequence[tuple[Scene, Tensor, Tensor]], ours: Mapping[str, Attack], theirs: Sequence[str]
 ) -> dict[str, Tally]:
     """Run every method on the same scenes, ours first. Peers get as much time per update as our slowest attack.
 
@@ -164,7 +164,7 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
         theirs = []
     yield conditions()
     yield HEAD
-    ours = {name: OURS[name] for name in chosen.ours}
+    ours = {name: replace(OURS[name], steps=chosen.steps) if chosen.steps else OURS[name] for name in chosen.ours}
     for spec, mode, name in product(chosen.models, chosen.modes, chosen.cells):
         row = name if len(chosen.models) * len(chosen.modes) == 1 else f"{spec}, {mode}, {name}: "
         if not go_on():
@@ -204,6 +204,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), help="cells to run (all)")
     parser.add_argument("--ours", nargs="+", choices=list(OURS), help="our attacks (all)")
     parser.add_argument("--theirs", nargs="*", choices=list(PEERS), help="breaching's attacks (all)")
+    parser.add_argument("--steps", type=int, default=0, help="steps of our attacks (each one's own)")
     parser.add_argument("--tune", action="store_true", help="use the rows and weights for tuning")
     chosen = parser.parse_args(arguments)
     form = QUICK if chosen.quick else {"images": 24, "draws": 3} if chosen.full else {}

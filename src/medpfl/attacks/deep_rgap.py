@@ -52,17 +52,20 @@ class DeepRGAP(Attack):
 
     Source: Zhu and Blaschko, "R-GAP: Recursive Gradient Attack on Privacy", ICLR 2021 (arXiv:2010.07733), section 3:
     once the loss's derivative with respect to a layer's outputs is known, the gradient of its weight is linear in its
-    inputs. R-GAP was made for chains of invertible activations. This attack also passes sums, strides, batch norm in
-    eval mode, ReLUs and average pooling, because it uses no outputs: in a deep layer, the gradient alone gives many
+    inputs. R-GAP was made for chains of invertible activations. This attack also passes sums, strides, batch norm,
+    ReLUs and average pooling, because it uses no outputs: in a deep layer, the gradient alone gives many
     more equations than the layer has inputs (`medpfl.attacks.deep.backward_walk`). The recursion ends at max
     pooling or at a layer with more inputs than equations. There the attack searches for an image whose values equal the
     recovered ones. The search runs only the part of the network before that point, and matches no gradient.
     Needs: the update, the plan, the model; one gradient of one image.
     Applies to: networks that end in a linear layer with a bias, after a flattened map or an average over at most 2 x 2
     positions of a 3 x 3 convolution, and in which at least a third as many values as the image has can be recovered.
-    Examples are ResNet-18 and ResNet-34 in eval mode, for images of at most 64 pixels a side, and ConvNet for 32
-    pixels, whose average pooling `medpfl.attacks.deep.pooled_convolution` passes. Otherwise it raises `InputError`
-    before it starts, with the layer and the reason.
+    Examples are ResNet-18 and ResNet-34 in eval mode, for images of at most 64 pixels a side, and ConvNet in either
+    mode for 32 pixels, whose average pooling `medpfl.attacks.deep.pooled_convolution` passes. Otherwise it raises
+    `InputError` before it starts, with the layer and the reason.
+    Train mode: batch norm hides the image's contrast and the size of the recovered values. Both are set from the batch
+    norms' statistics if they are sent. Otherwise the size is that of made-up images, and the pixels fill [0, 1].
+    Gray images (`Observation.gray`) are searched for in gray.
     Noise: float32 rounding does not disturb the recovery; noise does. Values lost to noise are left to the search,
     which then finds another image. `Reconstruction.loss` shows this.
     Disclosures: public maps (permutations, signs, scalings, rotations) are undone before the attack sees the update
