@@ -1,6 +1,8 @@
 """``python -m benchmarks contested``: compare our attacks with breaching's on cases where success is uncertain.
 
-The cases are batches, noise and weight differences, on LeNet('idlg') at 32 px. All attacks get the labels. Ours run
+The cases are batches, noise and weight differences, at 32 px. All attacks get the labels. With `--gray`, all images are
+gray in three equal channels, and our attacks know it, as in an audit. *Mean image*: the guess is the mean of the other
+rows' images, without any update. Ours run
 first, with all victims in one stack. A peer takes one update at a time. It then gets as many seconds per update as our
 slowest attack took, or enough for its minimum number of evaluations if that takes longer.
 """
@@ -8,23 +10,28 @@ slowest attack took, or enough for its minimum number of evaluations if that tak
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from benchmarks.peers import PEERS, missing
-from benchmarks.rows import columns, conditions, now, rate, scores
-from benchmarks.scenes import REPORTED, TUNED, Scene, available, dealt, held_out, play
+from benchmarks.rows import columns, conditions, identified, now, rate, scores
+from benchmarks.scenes import REPORTED, TUNED, Scene, available, dealt, held_out, known_images, play
+from medpfl import models as model_parts
 from medpfl.attacks import GradInv, Posterior, iDLG
 from medpfl.core.plan import Plan
-from medpfl.core.roles import Attack
+from medpfl.core.roles import Attack, Model
+from medpfl.core.spec import build, registry
 from medpfl.core.threat import ThreatModel
 from medpfl.defenses import LaplaceNoise, NoDefense
-from medpfl.models import LeNet
 
-OURS: dict[str, Attack] = {
+Mode = Literal["train", "eval"]
+
+OURS: dict[str, GradInv | Posterior | iDLG] = {
     "iDLG": iDLG(),
     "GradInv": GradInv(),
     "Posterior": Posterior(),
@@ -32,6 +39,7 @@ OURS: dict[str, Attack] = {
 """Our attacks by name, for `--ours`."""
 
 THEIRS = ("deepleakage", "deepleakage+labels", "invertinggradients")
+MEAN = "mean image"
 LEAST = 100
 """Minimum number of evaluations for a peer."""
 
@@ -44,14 +52,20 @@ class Cell:
     noise: float = 0.0
     averaging: bool = False
 
-    def scene(self, name: str, count: int, seed: int, tune: bool = False) -> Scene:
-        """Build updates from `count` images in total, in full batches, under one draw of the weights."""
-        images, labels, classes = held_out(name, count, 32, tune)
+    def scene(self, name: str, seed: int, chosen: argparse.Namespace, network: Model, mode: Mode) -> Scene:
+        """Build updates from `chosen.images` images in total, in full batches, under one draw of the weights."""
+        images, labels, classes = held_out(name, chosen.images, 32, chosen.tune)
+        images = gray(images) if chosen.gray else images
         images, labels = dealt(images, labels, self.batch, seed)
-        network = LeNet("idlg").build(tuple(images.shape[2:]), classes, seed)
-        plan = Plan(algorithm="FedAvg" if self.averaging else "FedSGD", batch_size=self.batch)
+        plan = Plan(algorithm="FedAvg" if self.averaging else "FedSGD", batch_size=self.batch, mode=mode)
         noise = LaplaceNoise(self.noise) if self.noise else NoDefense()
-        return play(network, images, labels, classes, plan=plan, defense=noise, threat=ThreatModel(("labels",)))
+        threat, model = ThreatModel(("labels",)).knowing(chosen.gray), network.build((3, 32, 32), classes, seed)
+        return play(model, images, labels, classes, plan=plan, defense=noise, threat=threat)
+
+
+def gray(images: Tensor) -> Tensor:
+    """Return images in gray, with three equal channels."""
+    return images.mean(1, keepdim=True).expand_as(images).contiguous()
 
 
 CELLS = {
@@ -77,12 +91,14 @@ class Tally:
     """A method's results in one cell."""
 
     scores: list[Tensor] = field(default_factory=list)
+    named: list[Tensor] = field(default_factory=list)
     seconds: float = 0.0
     evaluations: float = 0.0
 
-    def add(self, score: Tensor, seconds: float, evaluations: float) -> None:
-        """Add the results of one stack or one update."""
-        self.scores.append(score)
+    def add(self, guess: Tensor, truth: Tensor, known: Tensor, seconds: float = 0.0, evaluations: float = 0.0) -> None:
+        """Add the guesses (V, N, C, H, W) of one stack or one update, among known images (G, C, H, W)."""
+        self.scores.append(scores(guess, truth))
+        self.named.append(identified(guess, truth, known))
         self.seconds += seconds
         self.evaluations += evaluations
 
@@ -95,30 +111,39 @@ class Tally:
         """Return the row. Its seconds and evaluations are per image."""
         score = torch.cat(self.scores)
         each = (f"{self.evaluations / len(score):>8.0f}", f"{self.seconds / len(score):>10.2f}")
-        return f"{cell:<21}{method:<20}{len(score):>6}  {rate(score):<19}{self.mean:>7.3f}{''.join(each)}"
+        named = float(torch.cat(self.named).float().mean())
+        return f"{cell:<21}{method:<20}{len(score):>6}  {rate(score):<19}{self.mean:>7.3f}{named:>12.2f}{''.join(each)}"
 
 
 HEAD = columns(("cell", -21), ("method", -20), ("images", 6), ("", 2), ("ASR [95 %]", -19), ("SSIM", 7))
-HEAD += columns(("evals/im", 9), ("s/image", 9))
+HEAD += columns(("identified", 12), ("evals/im", 9), ("s/image", 9))
 
 
-def compare(cell: Cell, scenes: Sequence[Scene], ours: dict[str, Attack], theirs: Sequence[str]) -> dict[str, Tally]:
-    """Run every method on the same scenes, ours first. Peers get as much time per update as our slowest attack."""
-    tallies = {name: Tally() for name in (*ours, *theirs)}
-    for draw, case in enumerate(scenes):
+def compare(
+    scenes: Sequence[tuple[Scene, Tensor, Tensor]], ours: Mapping[str, Attack], theirs: Sequence[str]
+) -> dict[str, Tally]:
+    """Run every method on the same scenes, ours first. Peers get as much time per update as our slowest attack.
+
+    Args:
+        scenes: each with the known images (G, C, H, W), and the mean (C, H, W) of images that are not attacked.
+        ours, theirs: the methods.
+    """
+    tallies = {name: Tally() for name in (*ours, *theirs, MEAN)}
+    for draw, (case, known, mean) in enumerate(scenes):
         budget = 0.0
         for name, attack in ours.items():
             began = now()
             found = attack(case.seen, torch.Generator().manual_seed(draw))
             spent = now() - began
-            tallies[name].add(scores(found.guesses, case.batches), spent, float(found.evaluations.sum()))
+            tallies[name].add(found.guesses, case.batches, known, spent, float(found.evaluations.sum()))
             budget = max(budget, spent / len(case.seen))
         for name in theirs:
             peer, pace = PEERS[name], PEERS[name].pace(case)
             for v in range(len(case.seen)):
                 outcome = peer.within(case, v, budget, pace, LEAST, seed=v)
-                score = scores(outcome.guess[None], case.batches[v : v + 1])
-                tallies[name].add(score, outcome.seconds, outcome.evaluations)
+                truth = case.batches[v : v + 1]
+                tallies[name].add(outcome.guess[None], truth, known, outcome.seconds, outcome.evaluations)
+        tallies[MEAN].add(mean.expand_as(case.batches), case.batches, known)
     return tallies
 
 
@@ -139,17 +164,30 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
         theirs = []
     yield conditions()
     yield HEAD
-    ours, first = {name: OURS[name] for name in chosen.ours}, TUNED if chosen.tune else REPORTED
-    for name in chosen.cells:
+    ours = {name: replace(OURS[name], steps=chosen.steps) if chosen.steps else OURS[name] for name in chosen.ours}
+    for spec, mode, name in product(chosen.models, chosen.modes, chosen.cells):
+        row = name if len(chosen.models) * len(chosen.modes) == 1 else f"{spec}, {mode}, {name}: "
         if not go_on():
-            yield f"{name:<21}not run: time is up"
+            yield f"{row:<21}not run: time is up"
             continue
-        cell = CELLS[name]
-        places = [(s, first + d) for s in chosen.sets for d in range(chosen.draws)]
-        scenes = [cell.scene(s, chosen.images, seed, chosen.tune) for s, seed in places]
-        tallies = compare(cell, scenes, ours, theirs)
-        yield from (tally.line(name, method) for method, tally in tallies.items())
-        yield verdict(name, tallies, list(ours), theirs, sum(s.zero for s in scenes))
+        scenes = scenes_of(CELLS[name], spec, mode, chosen)
+        tallies = compare(scenes, ours, theirs)
+        yield from (tally.line(row, method) for method, tally in tallies.items())
+        yield verdict(row, tallies, list(ours), theirs, sum(case.zero for case, _, _ in scenes))
+
+
+def scenes_of(cell: Cell, spec: str, mode: Mode, chosen: argparse.Namespace) -> list[tuple[Scene, Tensor, Tensor]]:
+    """Return a cell's scenes for all sets and draws, each with the known images and the mean of the other rows."""
+    model = build(spec, registry(model_parts), "model")
+    assert isinstance(model, Model)
+    found = []
+    for name in chosen.sets:
+        known, rest = known_images(name, 32), held_out(name, 1000, 32, not chosen.tune)[0]
+        known, rest = (gray(images) if chosen.gray else images for images in (known, rest))
+        for draw in range(chosen.draws):
+            seed = (TUNED if chosen.tune else REPORTED) + draw
+            found.append((cell.scene(name, seed, chosen, model, mode), known, rest.mean(0)))
+    return found
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -160,9 +198,13 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=int, help="images per set and draw (8)")
     parser.add_argument("--draws", type=int, help="draws of the weights (1)")
     parser.add_argument("--sets", nargs="+", default=available())
+    parser.add_argument("--models", nargs="+", default=["LeNet('idlg')"], help="models, as specs (%(default)s)")
+    parser.add_argument("--modes", nargs="+", default=["train"], choices=["train", "eval"])
+    parser.add_argument("--gray", action="store_true", help="gray images, in three equal channels")
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), help="cells to run (all)")
     parser.add_argument("--ours", nargs="+", choices=list(OURS), help="our attacks (all)")
     parser.add_argument("--theirs", nargs="*", choices=list(PEERS), help="breaching's attacks (all)")
+    parser.add_argument("--steps", type=int, default=0, help="steps of our attacks (each one's own)")
     parser.add_argument("--tune", action="store_true", help="use the rows and weights for tuning")
     chosen = parser.parse_args(arguments)
     form = QUICK if chosen.quick else {"images": 24, "draws": 3} if chosen.full else {}

@@ -139,10 +139,16 @@ def _normalization(network: nn.Module) -> tuple[Tensor, Tensor, dict[str, Tensor
 
 
 def _payload(case: Scene) -> dict[str, Any]:
-    """Return the message from breaching's server: parameters, buffers (which set eval mode), and image metadata."""
+    """Return the message from breaching's server: parameters, buffers (which set eval mode), and image metadata.
+
+    Without buffers, its batch norms take each batch's statistics, as in train mode.
+    """
     from omegaconf import OmegaConf  # pyright: ignore[reportMissingImports]
 
     mean, deviation, buffers = _normalization(case.network)
+    mixes = case.plan.mode == "train" and any(isinstance(m, nn.BatchNorm2d) for m in case.network.modules())
+    if mixes and {"mean", "deviation"} <= buffers.keys():
+        raise InputError("breaching has no train mode for a network that normalizes its images itself")
     channels = case.batches.shape[2]
     metadata = {
         "modality": "vision",
@@ -153,7 +159,8 @@ def _payload(case: Scene) -> dict[str, Any]:
         "std": deviation.flatten().expand(channels).tolist(),
     }
     parameters = [p.detach() for p in case.network.parameters()]
-    return {"parameters": parameters, "buffers": list(buffers.values()), "metadata": OmegaConf.create(metadata)}
+    kept = None if mixes else list(buffers.values())
+    return {"parameters": parameters, "buffers": kept, "metadata": OmegaConf.create(metadata)}
 
 
 def _shared(case: Scene, v: int, labelled: bool) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from medpfl.metrics import ssim
+from medpfl.metrics.identification import distances, nearest
 from medpfl.metrics.pairing import pair
 from medpfl.metrics.pixel import SUCCESS
 from medpfl.metrics.rates import interval
@@ -32,6 +33,20 @@ def scores(guesses: Tensor, batches: Tensor) -> Tensor:
     for guess, truth in zip(guesses, batches, strict=True):
         clean = guess.nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
         each.append(ssim(clean[pair(clean, truth)], truth))
+    return torch.cat(each)
+
+
+def identified(guesses: Tensor, batches: Tensor, known: Tensor) -> Tensor:
+    """Return which guesses (V * N,) are nearest to their own image among known ones (G, C, H, W).
+
+    They are paired with the images as in `scores`. Copies of an image count as the image.
+    """
+    each = []
+    for guess, truth in zip(guesses, batches, strict=True):
+        clean = guess.nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
+        same = distances(truth, known) == 0
+        own = same.float().argmax(1)
+        each.append(nearest(clean[pair(clean, truth)], own, [known], lambda a, b, same=same: same[:, a:b]).identified)
     return torch.cat(each)
 
 

@@ -1,8 +1,9 @@
 """``python -m benchmarks small_networks``: what the analytic attacks read through a perceptron and through ConvNet.
 
 For each network, set, mode and batch size: the images that an attack certified, those certified wrongly (SSIM below
-0.9), the labels, and the images' SSIM beside that of a gray image. The truth is used for scores only. Batches hold
-images of odd rows, different in each draw. Trained networks have seen even rows only.
+0.9), the labels, and the images' SSIM beside that of a gray image. The truth is used for scores only. The attacker
+knows whether all images of a set are gray, as in an audit. Batches hold images of odd rows, different in each draw.
+Trained networks have seen even rows only.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, Model
 from medpfl.core.spec import build, registry
+from medpfl.core.threat import ThreatModel
 from medpfl.metrics.pairing import pair
 from medpfl.metrics.pixel import SUCCESS
 
@@ -94,7 +96,8 @@ def tallied(chosen: argparse.Namespace, cell: tuple[str, str, str, str, int], at
         order = shuffled(len(images), batch, (TUNED if chosen.tune else REPORTED) + draw)[: chosen.count]
         plan = Plan(batch_size=batch, mode=mode)  # type: ignore[arg-type]  (the parser allows both modes only)
         network = network_of(chosen, spec, weights, name, draw)
-        scene = play(network, images[order], labels[order], classes, plan=plan)
+        threat = ThreatModel().knowing(bool((images == images[:, :1]).all()))
+        scene = play(network, images[order], labels[order], classes, plan=plan, threat=threat)
         attack.check(scene.seen.model, scene.seen.views[0].plans, scene.seen.image_shape)
         tally.add(scene, attack)
     return tally

@@ -1,5 +1,8 @@
 """A convolution before a ReLU and average pooling: its inputs and the ReLU's states, alone and in the walk."""
 
+from dataclasses import replace
+from typing import Literal
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +10,7 @@ from torch.nn import functional
 
 from medpfl.attacks import DeepRGAP
 from medpfl.attacks.deep.backward_walk import peel
+from medpfl.attacks.deep.contrast import stated_variances
 from medpfl.attacks.deep.graph import exact, graph_of
 from medpfl.attacks.deep.pooled_convolution import pooled_path
 from medpfl.core.errors import InputError
@@ -21,12 +25,31 @@ from tests.attacks.scenes import scene
 
 def begun(network: nn.Module, image: torch.Tensor, label: int = 1):
     """Return the graph, the sent gradients, and the true values of one image in eval mode."""
-    plan = Plan(mode="eval")
+    graph, sent, true, _ = played(network, image, label, "eval")
+    return graph, sent, true
+
+
+def played(network: nn.Module, image: torch.Tensor, label: int, mode: Literal["train", "eval"]):
+    """Return the same in either mode, and the variances that the sent buffers state."""
+    plan = Plan(mode=mode)
     ready = prepare(network, plan)
-    weights = Weights.of(ready)
-    update = local_update(ready, Batch(image, torch.tensor([label])), plan, weights)
+    weights = Weights.of(network)
+    update = local_update(ready, Batch(image, torch.tensor([label])), plan, weights, buffers=True)
     graph = graph_of(ready, weights, tuple(image.shape[1:]))
-    return graph, exact(update.tensors), graph.run(image.double(), graph.nodes, graph.fixed)
+    told = stated_variances(graph, ready, weights.buffers, update.buffers or {})
+    return graph, exact(update.tensors), graph.run(image.double(), graph.nodes, graph.fixed), told
+
+
+def last_path(place: int = 1):
+    """Return the path to the last pooling of a plain ConvNet, and the values and the derivative behind it."""
+    image = Samples(size=32, channels=1).load().images[place : place + 1]
+    graph, sent, true = begun(NETWORKS["plain"](), image)
+    pool = pools(graph)[0]
+    path = pooled_path(graph, pool, sent)
+    assert path is not None
+    head = next(t for name, t in sent.items() if name.endswith("bias") and len(t) == 3)
+    weight = next(graph.fixed[node] for node, name in graph.parameters.items() if name == "4.weight")
+    return path, true[pool], (head @ weight).view(true[pool].shape), true[path.rectifier][0].flatten(1) > 0
 
 
 def pools(graph):
@@ -66,17 +89,45 @@ def test_the_inputs_of_the_last_convolution_are_exact(name, place):
 
 
 def test_states_and_inputs_are_found_from_the_true_values_behind_the_pooling():
-    image = Samples(size=32, channels=1).load().images[1:2]
-    graph, sent, true = begun(NETWORKS["plain"](), image)
-    pool = pools(graph)[0]
-    path = pooled_path(graph, pool, sent)
-    assert path is not None
-    head = next(t for name, t in sent.items() if name.endswith("bias") and len(t) == 3)
-    weight = next(graph.fixed[node] for node, name in graph.parameters.items() if name == "4.weight")
-    found = path.layer.solve(true[pool], (head @ weight).view(true[pool].shape))
+    path, values, pull, states = last_path()
+    found = path.layer.solve(values, pull)
     assert found is not None
-    assert torch.equal(found.states, true[path.rectifier][0].flatten(1) > 0)
+    assert torch.equal(found.states, states)
     assert found.residual < 1e-5
+
+
+def test_the_gradient_of_a_bias_takes_turns_off_the_search_for_states():
+    path, values, pull, _ = last_path()
+    found, without = path.layer.solve(values, pull), replace(path.layer, summed=None).solve(values, pull)
+    assert found is not None
+    assert without is not None
+    assert found.turns < without.turns
+    assert torch.equal(found.states, without.states)
+
+
+def test_a_sum_that_no_states_explain_changes_nothing():
+    path, values, pull, _ = last_path()
+    assert path.layer.summed is not None
+    noise = torch.randn(len(path.layer.sent), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    wrong = replace(path.layer, summed=10 * path.layer.summed.abs().sum() * noise)
+    found, without = wrong.solve(values, pull), replace(path.layer, summed=None).solve(values, pull)
+    assert found is not None
+    assert without is not None
+    assert found.turns == without.turns
+    assert torch.equal(found.value, without.value)
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_the_walk_passes_pooling_behind_batch_norm_in_train_mode(place):
+    network = normalized().train()
+    image = Samples(size=32, channels=1).load().images[place : place + 1]
+    graph, sent, true, told = played(network, image, 1, "train")
+    before, normal = pools(graph)[1], max(told, key=graph.nodes.index)
+    (convolution,) = graph.sources(normal)
+    assert (told[normal] - true[convolution].var((0, 2, 3))).abs().max() < 1e-4 * told[normal].max()
+    stated, hidden = (peel(graph, sent, variances=own).known[before] for own in (told, None))
+    assert (stated - true[before]).norm() < 1e-4 * true[before].norm()
+    assert (hidden / hidden.norm() - true[before] / true[before].norm()).norm() < 1e-4
 
 
 def test_a_gradient_that_fits_no_states_is_not_read():
@@ -102,9 +153,10 @@ def test_other_poolings_are_left_alone(pool):
 
 
 @pytest.mark.slow
-def test_an_image_is_read_through_convnet():
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_an_image_is_read_through_convnet(norm):
     data = Samples(size=32, channels=1).load()
-    network = ConvNet().build((1, 32, 32), len(data.classes), 0)
+    network = ConvNet(norm=norm).build((1, 32, 32), len(data.classes), 0)
     plan = Plan()
     DeepRGAP().check(prepare(network, plan), (plan,), (1, 32, 32))
     seen = scene(network, data.images[None, :1], data.labels[None, :1], plan, classes=len(data.classes))

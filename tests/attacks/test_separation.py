@@ -20,7 +20,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Weights
 from medpfl.federated.local import local_update
 from medpfl.federated.ready import prepare
-from medpfl.models import MLP, LeNet
+from medpfl.models import MLP, ConvNet, LeNet
 from tests.attacks.residual import built
 from tests.attacks.scenes import scene
 
@@ -268,6 +268,15 @@ def test_sent_statistics_show_the_contrast():
     assert boxed.quantile(0.01) >= 0
     assert boxed.quantile(0.99) <= 1
     assert max(boxed.max() - 1, -boxed.min()) > -0.05  # the contrast fills the box
+
+
+def test_the_contrast_is_set_where_only_black_gives_the_first_layer_zeros():
+    network = ConvNet(norm="batch").build((1, 12, 12), 3, 0)
+    ready, shown = prepare(network, Plan()), varied(2)
+    graph = graph_of(ready, Weights.of(network), (1, 12, 12), 2)
+    boxed = with_contrast(graph, ready, 0.3 * shown, {}, {})
+    assert torch.allclose(boxed / boxed.max(), shown / shown.max(), atol=1e-5)
+    assert abs(boxed.quantile(0.998) - 1) < 0.02
 
 
 @pytest.mark.parametrize("images", [1, 4, 8])

@@ -138,16 +138,18 @@ def test_contested_without_its_peers_says_so_and_runs_ours(no_peer, monkeypatch)
     chosen = contested.parsed(["--sets", "samples", "--cells", "batch 2", "--ours", "GradInv", "--images", "4"])
     chosen.draws = 2
     monkeypatch.setitem(contested.OURS, "GradInv", GradInv(steps=1))
-    reason, _, head, row, last = contested.lines(chosen)
+    reason, _, head, row, mean, last = contested.lines(chosen)
     assert "breaching is elsewhere" in reason
     assert head.split()[:3] == ["cell", "method", "images"]
     assert row.split()[:4] == ["batch", "2", "GradInv", "8"]  # two draws of two batches of two
+    assert mean.split()[:5] == ["batch", "2", "mean", "image", "8"]
     assert "zero updates left out" in last
 
 
 @pytest.mark.slow
 def test_a_peer_gets_the_time_of_the_slowest_of_ours(monkeypatch):
-    case, given = CELLS["Laplace 1e-2"].scene("samples", 2, 100), []
+    chosen, given = contested.parsed(["--sets", "samples", "--images", "2"]), []
+    scenes = contested.scenes_of(CELLS["Laplace 1e-2"], "LeNet('idlg')", "train", chosen)
 
     def within(case, v, seconds, pace, least, seed):
         given.append((seconds, pace, least))
@@ -156,13 +158,27 @@ def test_a_peer_gets_the_time_of_the_slowest_of_ours(monkeypatch):
     peer = SimpleNamespace(pace=lambda case: 0.25, within=within)
     monkeypatch.setitem(contested.PEERS, "perfect", peer)
     ours = {"short": iDLG(steps=1), "long": iDLG(steps=40)}
-    tallies = contested.compare(CELLS["Laplace 1e-2"], [case], ours, ["perfect"])
+    tallies = contested.compare(scenes, ours, ["perfect"])
     assert given == [(pytest.approx(tallies["long"].seconds / 2), 0.25, contested.LEAST)] * 2
     assert tallies["perfect"].mean == pytest.approx(1.0)
+    assert torch.cat(tallies["perfect"].named).all()
+    assert tallies[contested.MEAN].seconds == 0.0
     assert (tallies["perfect"].seconds, tallies["perfect"].evaluations) == (1.0, 10)
     text = contested.verdict("cell", tallies, list(ours), ["perfect"], 3)
     assert "long - perfect: -" in text
     assert "3 zero updates left out" in text
+
+
+def test_a_contested_cell_runs_on_other_models_with_gray_images(no_peer, monkeypatch):
+    words = ["--models", "ConvNet()", "ConvNet(norm='batch')", "--gray", "--sets", "samples", "--images", "4"]
+    chosen = contested.parsed([*words, "--cells", "batch 4", "--ours", "GradInv", "--theirs"])
+    monkeypatch.setitem(contested.OURS, "GradInv", GradInv(steps=1))
+    rows = [line for line in contested.lines(chosen) if "GradInv " in line]
+    assert [row.split(", train, batch 4: ")[0] for row in rows] == ["ConvNet()", "ConvNet(norm='batch')"]
+    ((case, known, mean),) = contested.scenes_of(CELLS["batch 4"], "ConvNet()", "train", chosen)
+    assert case.seen.gray
+    for images in (case.batches[0], known, mean[None]):
+        assert torch.equal(images[:, :1].expand_as(images), images)
 
 
 class Told(Attack):

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.fx import Node
 
 from medpfl.attacks.deep.backward_walk import peel
-from medpfl.attacks.deep.front_search import Front
+from medpfl.attacks.deep.contrast import stated_variances, with_contrast
+from medpfl.attacks.deep.front_search import Band, Front
 from medpfl.attacks.deep.graph import Graph, exact, graph_of
 from medpfl.attacks.deep.walk_state import Peeled
 from medpfl.attacks.inversion.gaussian_prior import expected_images
@@ -41,7 +42,8 @@ _SHARE = 1 / 3
 """Smallest number of recovered values with which an image is searched for, relative to the image's own."""
 
 _BASIS = Spectral(exponent=2.0, corner=4.0)
-_GRAY = 0.5
+_GRAY, _NOISE = 0.5, 0.1
+"""Mean of the images at the start of a search, and deviation of their coordinates under batch norm in train mode."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,17 +52,20 @@ class DeepRGAP(Attack):
 
     Source: Zhu and Blaschko, "R-GAP: Recursive Gradient Attack on Privacy", ICLR 2021 (arXiv:2010.07733), section 3:
     once the loss's derivative with respect to a layer's outputs is known, the gradient of its weight is linear in its
-    inputs. R-GAP was made for chains of invertible activations. This attack also passes sums, strides, batch norm in
-    eval mode, ReLUs and average pooling, because it uses no outputs: in a deep layer, the gradient alone gives many
+    inputs. R-GAP was made for chains of invertible activations. This attack also passes sums, strides, batch norm,
+    ReLUs and average pooling, because it uses no outputs: in a deep layer, the gradient alone gives many
     more equations than the layer has inputs (`medpfl.attacks.deep.backward_walk`). The recursion ends at max
     pooling or at a layer with more inputs than equations. There the attack searches for an image whose values equal the
     recovered ones. The search runs only the part of the network before that point, and matches no gradient.
     Needs: the update, the plan, the model; one gradient of one image.
     Applies to: networks that end in a linear layer with a bias, after a flattened map or an average over at most 2 x 2
     positions of a 3 x 3 convolution, and in which at least a third as many values as the image has can be recovered.
-    Examples are ResNet-18 and ResNet-34 in eval mode, for images of at most 64 pixels a side, and ConvNet for 32
-    pixels, whose average pooling `medpfl.attacks.deep.pooled_convolution` passes. Otherwise it raises `InputError`
-    before it starts, with the layer and the reason.
+    Examples are ResNet-18 and ResNet-34 in eval mode, for images of at most 64 pixels a side, and ConvNet in either
+    mode for 32 pixels, whose average pooling `medpfl.attacks.deep.pooled_convolution` passes. Otherwise it raises
+    `InputError` before it starts, with the layer and the reason.
+    Train mode: batch norm hides the image's contrast and the size of the recovered values. Both are set from the batch
+    norms' statistics if they are sent. Otherwise the size is that of made-up images, and the pixels fill [0, 1].
+    Gray images (`Observation.gray`) are searched for in gray.
     Noise: float32 rounding does not disturb the recovery; noise does. Values lost to noise are left to the search,
     which then finds another image. `Reconstruction.loss` shows this.
     Disclosures: public maps (permutations, signs, scalings, rotations) are undone before the attack sees the update
@@ -114,12 +119,14 @@ class DeepRGAP(Attack):
         view = seen.views[0]
         check_plans(view.plans)
         graph = graph_of(seen.model, view.weights, seen.image_shape)
-        read, finite = [], []
+        read, finite, after = [], [], []
         for v in range(len(seen)):
             progress.report(v / len(seen) / 2, lambda v=v: f"image {v + 1} of {len(seen)}")
             sent = exact({k: t[v] for k, t in view.update.tensors.items()})
             finite.append(all(bool(t.isfinite().all()) for t in sent.values()))
-            read.append(peel(graph, sent) if finite[-1] else Peeled({}, ()))
+            after.append({k: t[v] for k, t in (view.update.buffers or {}).items()})
+            told = stated_variances(graph, seen.model, view.weights.buffers, after[-1])
+            read.append(peel(graph, sent, variances=told) if finite[-1] else Peeled({}, ()))
         like = variables_like(seen)
         guesses = like.new_full((len(seen), 1, *seen.image_shape), _GRAY)
         steps, evaluations = torch.zeros(2, len(seen), dtype=torch.long)
@@ -127,10 +134,12 @@ class DeepRGAP(Attack):
         with progress.part(0.5, 1.0):
             for rim, victims in _alike(graph, read):
                 targets = {k: torch.stack([read[v].known[k] for v in victims.tolist()]).to(like) for k in rim}
-                images, found = self._images(graph, targets)
+                images, found = self._images(graph, targets, Band(gray=seen.gray), generator)
                 guesses[victims], steps[victims], evaluations[victims] = images, found.steps, found.evaluations
                 for v, why in zip(victims.tolist(), found.ended, strict=True):
                     ended[v] = why
+        for v, own in enumerate(after):
+            guesses[v] = with_contrast(graph, seen.model, guesses[v].cpu(), view.weights.buffers, own)
         guesses = guesses.clamp(0, 1)
         classes, loss = judged(seen, guesses)
         for v, (why, distance) in enumerate(zip(ended, loss.tolist(), strict=True)):
@@ -138,7 +147,9 @@ class DeepRGAP(Attack):
                 ended[v] = "stalled"
         return Reconstruction(guesses, classes, loss, steps, evaluations + 1, tuple(ended))
 
-    def _images(self, graph: Graph, targets: dict[Node, Tensor]) -> tuple[Tensor, Solution]:
+    def _images(
+        self, graph: Graph, targets: dict[Node, Tensor], band: Band, generator: torch.Generator
+    ) -> tuple[Tensor, Solution]:
         """Search for images (A, 1, C, H, W) whose values at the given nodes equal the targets (A, ...).
 
         Return the images and the solution.
@@ -147,9 +158,11 @@ class DeepRGAP(Attack):
         if graph.image in targets:
             none = torch.zeros(len(first), dtype=torch.long)
             return first, Solution(first.flatten(1), none.to(first), none, none, ("converged",) * len(first))
-        front = Front(graph, targets, _BASIS)
-        gray = first.new_full((len(first), *graph.shapes[graph.image]), _GRAY)
-        found = LBFGS(tolerance=self.tolerance, patience=50).minimize(front, front.variables(gray), self.steps)
+        front = Front(graph, targets, _BASIS, band)
+        start = front.variables(first.new_full((len(first), *graph.shapes[graph.image]), _GRAY))
+        if graph.mixes:  # a gray image has no contrast that batch norm could normalize
+            start = start + _NOISE * torch.randn(start.shape, generator=generator).to(start)
+        found = LBFGS(tolerance=self.tolerance, patience=50).minimize(front, start, self.steps)
         return front.images(found.z), found
 
 
@@ -172,4 +185,4 @@ def _alike(graph: Graph, read: list[Peeled]) -> Iterator[tuple[tuple[Node, ...],
         rims[one.rim(graph)].append(v)
     for rim, victims in rims.items():
         if rim:
-            yield from ((rim, some) for some in torch.tensor(victims).split(_TOGETHER))
+            yield from ((rim, some) for some in torch.tensor(victims).split(1 if graph.mixes else _TOGETHER))

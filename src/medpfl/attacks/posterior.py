@@ -12,6 +12,7 @@ from medpfl.attacks.matching.likelihood import Likelihood, with_noise
 from medpfl.attacks.matching.objectives import SquaredDistance
 from medpfl.attacks.matching.priors import ColorVariation, Smoothness
 from medpfl.attacks.matching.stages import Stage
+from medpfl.attacks.matching.starts import Normal
 from medpfl.attacks.optimize.lbfgs import LBFGS
 from medpfl.core.errors import check_positive
 from medpfl.core.roles import Attack
@@ -19,7 +20,7 @@ from medpfl.core.types import Observation, Reconstruction
 
 __all__ = ["Posterior"]
 
-_EASY = SquaredDistance()
+_EASY, _GRAY = SquaredDistance(), Normal(0.5, 0.1)
 
 
 @dataclass(frozen=True, repr=False)
@@ -37,6 +38,8 @@ class Posterior(Attack):
     Labels: inferred unless granted.
     Ends: at the noise level, not at 0. The objective is then about 1/2 (0.8 for Laplace noise) plus the prior's term.
     The prior keeps the search from fitting the noise.
+    Start: nearly gray images (mean 0.5, standard deviation 0.1). A search from noise does not read batches through
+    networks with ReLUs (`benchmarks/README.md`).
     Deviates: begins with stages like iDLG's, the second one longer, for smooth images and the last layer; then anneals
     the variance.
 
@@ -78,6 +81,7 @@ class Posterior(Attack):
         return GradientMatching(
             objective=Likelihood(self.floor, laplace),
             prior=prior,
+            start=_GRAY,
             labels=LastLayer(),
             optimizer=LBFGS(patience=50),
             warmup=(

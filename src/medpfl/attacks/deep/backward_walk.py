@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import operator
 from collections import defaultdict
+from collections.abc import Mapping
 from math import prod
 from typing import Any
 
@@ -30,7 +31,6 @@ from medpfl.attacks.deep.kernel_systems import (
     Inputs,
     active,
     flattened,
-    geometry_of,
     inputs,
     is_plain,
     kernels,
@@ -38,7 +38,7 @@ from medpfl.attacks.deep.kernel_systems import (
     pulls,
     unflattened,
 )
-from medpfl.attacks.deep.normalized_convolution import NormalizedConvolution, SolvedInputs
+from medpfl.attacks.deep.normalized_convolution import NormalizedConvolution, SolvedInputs, normalized_layer
 from medpfl.attacks.deep.passing import PLACEWISE, SLOPES, derivative, is_affine, obstacle, slope_at
 from medpfl.attacks.deep.pooled_convolution import SPARE_STATES, pooled_path
 from medpfl.attacks.deep.walk_state import Corrected, Memory, Peeled, Pull, Start, compared
@@ -63,18 +63,21 @@ _SAME_SIZE, _RESIZES = 1e-7, 4
 """Relative change of a size that is none, and maximum number of times the walk begins again for one size."""
 
 
-def peel(graph: Graph, gradients: Tensors, start: Start | None = None) -> Peeled:
+def peel(
+    graph: Graph, gradients: Tensors, start: Start | None = None, variances: Mapping[Node, Tensor] | None = None
+) -> Peeled:
     """Recover the hidden values behind one update.
 
     Args:
         graph: the model's graph, for as many images as are in the update.
         gradients: the parameters' gradients, in float64 on the CPU; all may share one unknown factor.
         start: where the walk begins; ``None``: at the last layer, for an update of a single image.
+        variances: variances (C,) of the inputs of batch norms in train mode, by node, if they are sent.
     """
     memory = Memory()
-    walk = _Walk(graph, gradients, memory)
+    walk = _Walk(graph, gradients, memory, variances or {})
     while not walk.run(start):
-        walk = _Walk(graph, gradients, memory)
+        walk = _Walk(graph, gradients, memory, variances or {})
     known = {node: walk.rectified(node) for node in walk.known}
     reasons = tuple(reason for node, reason in walk.stops if node not in known)
     return compared(graph, Peeled(known, reasons, walk.residuals))
@@ -87,8 +90,8 @@ class _Again(Exception):  # noqa: N818  (no error: a ReLU was corrected)
 class _Walk:
     """One walk, with the findings of earlier ones."""
 
-    def __init__(self, graph: Graph, gradients: Tensors, memory: Memory) -> None:
-        self.graph, self.gradients, self.memory = graph, gradients, memory
+    def __init__(self, graph: Graph, gradients: Tensors, memory: Memory, variances: Mapping[Node, Tensor]) -> None:
+        self.graph, self.gradients, self.memory, self.variances = graph, gradients, memory, variances
         self.known: dict[Node, Tensor] = {}
         self.errors: dict[Node, Tensor] = {}
         self.pulls: dict[Node, Pull] = {}
@@ -221,7 +224,7 @@ class _Walk:
 
     def _normalized(self, node: Node, pull: Pull) -> None:
         """Pass a batch norm in train mode, and recover the inputs of the convolution before it."""
-        layer = self._normalized_layer(node)
+        layer = normalized_layer(self.graph, node, self.gradients)
         if layer is None or pull.value is None:
             self._stop(node, obstacle(node), pull)
             return
@@ -284,28 +287,6 @@ class _Walk:
         assert found is None or isinstance(found, SolvedInputs)
         return found
 
-    def _normalized_layer(self, node: Node) -> NormalizedConvolution | None:
-        """Return a batch norm with the convolution before it; ``None`` if one of them is of another kind."""
-        (source,) = self.graph.sources(node)
-        gamma, beta = (self._parameter(node, place) for place in (1, 2))
-        plain = source.target is _OPS.convolution.default and is_plain(self.graph, source)
-        kernel = self._parameter(source, 1) if plain else None
-        if kernel is None or gamma is None or beta is None or len(source.users) > 1:
-            return None
-        values = {self.graph.parameters[n]: self.graph.fixed[n] for n in self.graph.parameters}
-        return NormalizedConvolution(
-            values[kernel],
-            geometry_of(source),
-            self.graph.shapes[self.graph.sources(source)[0]],
-            places_of(self.graph, source),
-            kernels(self.gradients[kernel]),
-            values[gamma],
-            float(node.args[7]),  # type: ignore[arg-type]
-            self.gradients[gamma],
-            self.gradients[beta],
-            self.graph.rectifier(self.graph.sources(source)[0]) is not None,
-        )
-
     def _layer(self, node: Node, pull: Pull) -> None:
         """Recover the inputs of a convolution or a linear layer from its weight's gradient."""
         source = self.graph.sources(node)[0]
@@ -362,9 +343,13 @@ class _Walk:
         self.residuals[name] = found.residual
         all_ = torch.ones(len(found.states), dtype=torch.bool)
         self.memory.rectifiers.setdefault(path.rectifier, Corrected(all_, found.states, 0))
-        shape = self.graph.shapes[path.source]
-        error = torch.full_like(found.value, found.residual * float(found.value.square().mean().sqrt()))
-        self._learn(path.source, unflattened(found.value, shape), unflattened(error, shape))
+        shape, told = self.graph.shapes[path.source], self.variances.get(path.convolution.next)
+        value = found.value
+        if told is not None:
+            made = path.layer.convolved(found.value).var(1).clamp(min=1e-300)
+            value = found.value * (told / made).median().sqrt()  # batch norm hides the size of its inputs
+        error = torch.full_like(value, found.residual * float(value.square().mean().sqrt()))
+        self._learn(path.source, unflattened(value, shape), unflattened(error, shape))
 
     def _inputs(self, node: Node, pull: Tensor, gradient: Tensor, where: Tensor, count: int) -> Inputs | None:
         """Return the result of `inputs`, reusing an earlier walk's result for the same pull."""

@@ -1,4 +1,4 @@
-"""The contrast of a batch, which batch norm in train mode hides."""
+"""Sizes that batch norm in train mode hides: of its inputs, and the contrast of a batch."""
 
 from __future__ import annotations
 
@@ -9,12 +9,37 @@ from torch.fx import Node
 from medpfl.attacks.deep.graph import Graph
 from medpfl.core.types import Tensors
 
-__all__ = ["with_contrast"]
+__all__ = ["stated_variances", "with_contrast"]
 
 _OPS = torch.ops.aten
 
 _TAILS = (0.002, 0.998)
 """Quantiles of the pixels that reach 0 or 1 where nothing tells the contrast."""
+
+
+def stated_variances(graph: Graph, model: nn.Module, before: Tensors, after: Tensors) -> dict[Node, Tensor]:
+    """Return the variances (C,) of the inputs of each batch norm in train mode, by node, as far as buffers state them.
+
+    They are unbiased, and over the positions of all images of the last batch. A running variance is
+    ``(1 - momentum) before + momentum variance`` after a step.
+
+    Args:
+        graph: the model's graph.
+        model: the model, for the batch norms' momentum.
+        before, after: the buffers before and after the update; ``after`` is empty if they are not sent.
+    """
+    found = {}
+    for node in graph.nodes:
+        if node.target is not _OPS.native_batch_norm.default or not node.args[5]:
+            continue
+        weight = node.args[1]
+        layer = graph.parameters.get(weight, "").rpartition(".")[0] if isinstance(weight, Node) else ""
+        key = f"{layer}.running_var"
+        momentum = getattr(model.get_submodule(layer), "momentum", None) if layer else None
+        if momentum and key in before and key in after:
+            told = after[key].double().cpu() - (1 - momentum) * before[key].double().cpu()
+            found[node] = (told / momentum).clamp(min=0)
+    return found
 
 
 def with_contrast(graph: Graph, model: nn.Module, images: Tensor, before: Tensors, after: Tensors) -> Tensor:
@@ -37,11 +62,12 @@ def with_contrast(graph: Graph, model: nn.Module, images: Tensor, before: Tensor
     center = _center(graph, convolution)
     if center is None:
         return images
-    factor = _stated(graph, convolution, normal, model, images, before, after)
+    factor = _stated(graph, convolution, images, stated_variances(graph, model, before, after).get(normal))
     if factor is None:
         low, high = torch.quantile((images - center).transpose(0, 1).flatten(1), torch.tensor(_TAILS).to(images), dim=1)
-        edge = center.flatten()
-        factor = float(torch.minimum(edge / (-low).clamp(min=1e-3), (1 - edge) / high.clamp(min=1e-3)).min())
+        rooms = torch.stack([center.flatten(), 1 - center.flatten()])  # none on a side where the center is the edge
+        reached = torch.stack([-low, high]).clamp(min=1e-3)
+        factor = float(torch.where(rooms > 0, rooms / reached, torch.inf).min())
     return center + factor * (images - center)
 
 
@@ -54,24 +80,13 @@ def _center(graph: Graph, convolution: Node) -> Tensor | None:
     if len(low) != shape[1] or not (low != high).all():
         return None
     center = (low / (low - high)).float().view(-1, 1, 1)
-    return center if ((center > 0) & (center < 1)).all() else None
+    return center if ((center >= 0) & (center <= 1)).all() else None
 
 
-def _stated(
-    graph: Graph, convolution: Node, normal: Node, model: nn.Module, images: Tensor, before: Tensors, after: Tensors
-) -> float | None:
-    """Return the factor that the batch norm's statistics show; ``None`` if they are not sent."""
-    weight = normal.args[1]
-    name = graph.parameters.get(weight, "") if isinstance(weight, Node) else ""
-    layer = name.rpartition(".")[0]
-    key = f"{layer}.running_var"
-    if not layer or key not in before or key not in after:
+def _stated(graph: Graph, convolution: Node, images: Tensor, told: Tensor | None) -> float | None:
+    """Return the factor that the variances (C,) behind the first convolution show; ``None`` if they are not known."""
+    if told is None:
         return None
-    momentum = getattr(model.get_submodule(layer), "momentum", None)
-    if not momentum:
-        return None
-    told = (after[key].double().cpu() - (1 - momentum) * before[key].double().cpu()) / momentum
-    values = graph.value(images.double().cpu(), convolution)
-    made = values.var((0, 2, 3))
-    ratio = (told / made.clamp(min=1e-30)).clamp(min=0).median().sqrt()
+    made = graph.value(images.double().cpu(), convolution).var((0, 2, 3))
+    ratio = (told / made.clamp(min=1e-30)).median().sqrt()
     return float(ratio) if ratio > 0 and ratio.isfinite() else None

@@ -13,11 +13,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 from torch.nn import functional
 
-from medpfl.attacks.deep.kernel_systems import pulls, system_of
+from medpfl.attacks.deep.graph import Graph
+from medpfl.attacks.deep.kernel_systems import geometry_of, is_plain, kernels, places_of, pulls, system_of
+from medpfl.core.types import Tensors
 
-__all__ = ["NormalizedConvolution", "SolvedInputs"]
+__all__ = ["NormalizedConvolution", "SolvedInputs", "normalized_layer"]
+
+_OPS = torch.ops.aten
 
 _STEPS, _SETTLED = 25, 1e-8
 """Maximum steps of the fixed point, and the relative change of the inputs at which it has settled."""
@@ -217,6 +222,29 @@ class NormalizedConvolution:
             return None
         scales = torch.linalg.eigh(unit[:, None] * matrix * unit)[1][:, 0] * unit
         return scales * scales.sum().sign()
+
+
+def normalized_layer(graph: Graph, normal: Node, gradients: Tensors) -> NormalizedConvolution | None:
+    """Return a batch norm with the convolution before it; ``None`` if one of them is of another kind."""
+    (source,) = graph.sources(normal)
+    plain = source.target is _OPS.convolution.default and is_plain(graph, source)
+    names = graph.parameter(source, 1) if plain else None, graph.parameter(normal, 1), graph.parameter(normal, 2)
+    kernel, gamma, beta = (name if name in gradients else None for name in names)
+    if kernel is None or gamma is None or beta is None or len(source.users) > 1:
+        return None
+    values, before = {graph.parameters[n]: graph.fixed[n] for n in graph.parameters}, graph.sources(source)[0]
+    return NormalizedConvolution(
+        values[kernel],
+        geometry_of(source),
+        graph.shapes[before],
+        places_of(graph, source),
+        kernels(gradients[kernel]),
+        values[gamma],
+        float(normal.args[7]),  # type: ignore[arg-type]
+        gradients[gamma],
+        gradients[beta],
+        graph.rectifier(before) is not None,
+    )
 
 
 def _least(values: Tensor, error: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ of half its length keeps the turns from circling. In the end, all equations fit 
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
@@ -32,7 +33,9 @@ from medpfl.attacks.deep.kernel_systems import (
     system_of,
     unflattened,
 )
+from medpfl.attacks.deep.normalized_convolution import NormalizedConvolution, normalized_layer
 from medpfl.attacks.deep.passing import is_scaled
+from medpfl.attacks.inversion.gaussian_prior import expected_images
 from medpfl.core.types import Tensors
 
 __all__ = ["SPARE_STATES", "PooledConvolution", "PooledInputs", "PooledPath", "pooled_path"]
@@ -59,6 +62,14 @@ _ROBUST, _ROUNDED = 0.01, 1e-13
 
 _LEVEL = 0.02
 """Weight for an input's size beside that for its differences to its neighbors."""
+
+_SETTLING, _SETTLED = 25, 1e-8
+"""Behind batch norm in train mode: maximum number of solutions for the final states, and the inputs' relative change at
+which they end."""
+
+_NEAR, _SAME_SUM, _TRUSTED = 16, 1e-5, 10.0
+"""Number of outputs nearest to zero of each channel whose states may be exchanged, relative error of the states' sum up
+to which it equals the bias's gradient, and the ratio by which such a channel's equations are trusted more."""
 
 _STEPS, _ACCURATE = 60, 1e-10
 """Steps of conjugate gradients in one turn, and relative residual at which they end."""
@@ -91,10 +102,14 @@ class PooledConvolution:
         outputs: (N, O, H, W) of the outputs.
         where: (K, L) input position of each kernel weight at each output position; D for padding.
         sent: (O, C, K) gradient of the weight.
-        scale, shift: (O,) applied to the convolution's outputs.
+        scale, shift: (O,) applied to the convolution's outputs, or to the normalized ones.
         pool: average pooling, from (N, O, H, W).
         spread: its transpose.
         least, most: range of the inputs.
+        summed: (O,) sum of the derivative by the ReLU's inputs over all positions, as the gradient of a bias shows it;
+            ``None`` without such a bias.
+        normal: batch norm in train mode behind the convolution; ``None`` without one.
+        start: (C, D) inputs for the batch norm's first statistics, and in size.
     """
 
     kernel: Tensor
@@ -109,29 +124,42 @@ class PooledConvolution:
     spread: Callable[[Tensor], Tensor]
     least: float
     most: float
+    summed: Tensor | None = None
+    normal: NormalizedConvolution | None = None
+    start: Tensor | None = None
 
     @property
     def count(self) -> int:
         """D, the number of input positions of all images."""
         return self.shape[0] * self.shape[2] * self.shape[3]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the ReLU's inputs (O, L) for inputs (C, D)."""
-        return self._linear(x) + self.shift[:, None]
+    def affine(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the factors and summands (O,) between the convolution's outputs and the ReLU, for inputs (C, D)."""
+        if self.normal is None:
+            return self.scale, self.shift
+        variance, mean = torch.var_mean(self.normal.forward(x), 1, unbiased=False)
+        gain = self.scale / (variance + self.normal.eps).sqrt()
+        return gain, self.shift - gain * mean
 
-    def _linear(self, x: Tensor) -> Tensor:
-        made = functional.conv2d(unflattened(x, self.shape), self.kernel, None, **self.geometry)
-        return flattened(made) * self.scale[:, None]
+    def derivative(self, dy: Tensor, x: Tensor) -> Tensor:
+        """Return the derivative by the convolution's outputs (O, L), from that by the ReLU's inputs."""
+        return dy * self.scale[:, None] if self.normal is None else self.normal.derivative(dy, x)
 
-    def _transposed(self, y: Tensor) -> Tensor:
-        """Return the transpose of the linear part of `forward`, applied to (O, L)."""
-        own = unflattened(y * self.scale[:, None], self.outputs)
+    def convolved(self, x: Tensor) -> Tensor:
+        """Return the convolution's outputs (O, L) for inputs (C, D), without its bias."""
+        return flattened(functional.conv2d(unflattened(x, self.shape), self.kernel, None, **self.geometry))
+
+    def transposed(self, y: Tensor) -> Tensor:
+        """Return the transpose of `convolved`, applied to (O, L)."""
+        own = unflattened(y, self.outputs)
         return flattened(conv2d_input(self.shape, self.kernel, own, **self.geometry))  # type: ignore[arg-type]
 
-    def _pooled(self, y: Tensor) -> Tensor:
+    def pooled(self, y: Tensor) -> Tensor:
+        """Return the pooled values of (O, L)."""
         return flattened(self.pool(unflattened(y, self.outputs)))
 
-    def _spread(self, pooled: Tensor, like: torch.Size) -> Tensor:
+    def spreaded(self, pooled: Tensor, like: torch.Size) -> Tensor:
+        """Return the transpose of `pooled`, applied to values that are flattened from shape `like`."""
         return flattened(self.spread(unflattened(pooled, like)))
 
     def solve(self, pooled: Tensor, pull: Tensor) -> PooledInputs | None:
@@ -141,35 +169,17 @@ class PooledConvolution:
             pooled: (N, O, h, w) values behind the pooling.
             pull: (N, O, h, w) the loss's derivative with respect to them.
         """
-        like, values = pooled.shape, flattened(pooled)
-        opened = self._spread(flattened(pull), like) * self.scale[:, None]
-        alive = values > _ZERO * values.max()
-        possible = self._spread(alive.to(values), like) > 0
-        shares = self._spread(torch.ones_like(values), like)  # of an output in its pooled value
-        turns = _Turns(self, values, opened, shares, like)
-        states, z, still = possible, None, 0
+        turns = _Turns(self, flattened(pooled), flattened(pull), pooled.shape)
+        states, z, still = turns.possible, None, 0
         for k in range(_TURNS):
-            x = turns.inputs(states)
-            new = self.forward(x)
+            new = turns.solve(states)
             z = new if z is None else z + _STEP * (new - z)
-            before, states = states, self._states(z, possible, alive, like)
+            before, states = states, turns.states(z)
             still = still + 1 if torch.equal(before, states) else 0
-            if still >= _STILL and torch.equal(states, self._states(new, possible, alive, like)):
-                x = turns.inputs(states, exact=True)
+            if still >= _STILL and torch.equal(states, turns.states(new)):
+                x = turns.settled(states)
                 return PooledInputs(x, states, turns.residual, k + 1)
         return None
-
-    def _states(self, z: Tensor, possible: Tensor, alive: Tensor, like: torch.Size) -> Tensor:
-        """Return the states that follow from the ReLU's inputs; each pooled value above zero has one that is on."""
-        on = (z > 0) & possible
-        none = alive & (self._pooled(on.to(z)) == 0)
-        if not none.any():
-            return on
-        lack = self._spread(none.to(z), like) > 0
-        sizes = tuple(round(a / b) for a, b in zip(self.outputs[2:], like[2:], strict=True))
-        high = functional.max_pool2d(unflattened(z, self.outputs), sizes, ceil_mode=True)
-        wide = functional.interpolate(high, size=self.outputs[2:], mode="nearest")
-        return on | (lack & (z >= flattened(wide)))
 
 
 class PooledPath(NamedTuple):
@@ -186,7 +196,11 @@ def pooled_path(graph: Graph, pool: Node, gradients: Tensors) -> PooledPath | No
     (rectifier,) = graph.sources(pool)
     if pool.target is not _OPS.avg_pool2d.default or rectifier.target not in RECTIFIERS or len(rectifier.users) > 1:
         return None
-    (node,) = graph.sources(rectifier)
+    (before,) = graph.sources(rectifier)
+    normal = before.args[0] if before.target is operator.getitem else before
+    assert isinstance(normal, Node)
+    trained = normal.target is _OPS.native_batch_norm.default and bool(normal.args[5])
+    node = graph.sources(normal)[0] if trained else before
     while is_scaled(graph, node) and len(node.users) == 1:
         (node,) = graph.sources(node)
     if node.target is not _OPS.convolution.default or not is_plain(graph, node) or len(node.users) > 1:
@@ -200,28 +214,56 @@ def pooled_path(graph: Graph, pool: Node, gradients: Tensors) -> PooledPath | No
         or [a * b for a, b in zip(sizes[2:], window, strict=False)] != list(outputs[2:])
     ):
         return None
+    layer = normalized_layer(graph, normal, gradients) if trained else None
+    if trained and layer is None:
+        return None
     flat = gradients[name].new_zeros(outputs)
-    (before,) = graph.sources(rectifier)
-    low, high = (graph.after({node: flat + one})[before][0, :, 0, 0] for one in (0, 1))
-    bias = graph.fixed[node.args[2]] if isinstance(node.args[2], Node) else 0.0
+    if layer is not None:
+        scale, shift = layer.gamma, graph.fixed[normal.args[2]]  # type: ignore[index]
+    else:
+        low, high = (graph.after({node: flat + one})[before][0, :, 0, 0] for one in (0, 1))
+        scale = high - low
+        shift = low + scale * (graph.fixed[node.args[2]] if isinstance(node.args[2], Node) else 0.0)
     through = vjp(lambda values: graph.call(pool, {rectifier: values}), flat)[1]
-    kernel = graph.fixed[node.args[1]]  # type: ignore[index]
     most = 1.0 if source is graph.image else inf
-    layer = PooledConvolution(
-        kernel,
+    found = PooledConvolution(
+        graph.fixed[node.args[1]],  # type: ignore[index]
         geometry_of(node),
         graph.shapes[source],
         outputs,
         places_of(graph, node),
         kernels(gradients[name]),
-        high - low,
-        low + (high - low) * bias,
+        scale,
+        shift,
         lambda values: graph.call(pool, {rectifier: values}),
         lambda pull: through(pull)[0],
         0.0 if most == 1.0 or _is_positive(graph, source) else -inf,
         most,
+        _summed(graph, normal, node, scale, gradients),
+        layer,
+        None if layer is None else flattened(_made_up(graph, source)),
     )
-    return PooledPath(source, node, rectifier, layer)
+    return PooledPath(source, node, rectifier, found)
+
+
+def _summed(graph: Graph, normal: Node, convolution: Node, scale: Tensor, gradients: Tensors) -> Tensor | None:
+    """Return the sum (O,) of the derivative by a ReLU's inputs over all positions; ``None`` if no bias shows it.
+
+    It is the gradient of the batch norm's bias right before the ReLU, or, up to the scale between, that of the
+    convolution's.
+    """
+    if normal.target is _OPS.native_batch_norm.default:
+        name = graph.parameter(normal, 2)
+        return gradients.get(name or "")
+    name = graph.parameter(convolution, LAYERS[convolution.target].bias)
+    return gradients[name] / scale if name in gradients and bool((scale != 0).all()) else None
+
+
+def _made_up(graph: Graph, node: Node) -> Tensor:
+    """Return a node's values for made-up images."""
+    count, *shape = graph.shapes[graph.image]
+    drawn = expected_images(tuple(shape), torch.device("cpu")).draw(count, torch.Generator().manual_seed(0))
+    return graph.value(drawn.clamp(0, 1).view(count, *shape), node)
 
 
 def _is_positive(graph: Graph, node: Node) -> bool:
@@ -232,12 +274,19 @@ def _is_positive(graph: Graph, node: Node) -> bool:
 
 
 class _Turns:
-    """The weighted least squares for the inputs, and what one turn hands to the next."""
+    """The weighted least squares for the inputs, and what one turn hands to the next.
 
-    def __init__(
-        self, layer: PooledConvolution, values: Tensor, opened: Tensor, shares: Tensor, like: torch.Size
-    ) -> None:
-        self.layer, self.values, self.opened, self.like = layer, values, opened, like
+    Attributes:
+        possible: (O, L) outputs that the ReLU may have passed: their pooled values are not zero.
+        good: (O,) output channels whose states explain the bias's gradient.
+        residual: relative residual of the gradient's equations.
+    """
+
+    def __init__(self, layer: PooledConvolution, values: Tensor, pull: Tensor, like: torch.Size) -> None:
+        self.layer, self.values, self.like = layer, values, like
+        self.opened = layer.spreaded(pull, like)
+        self.alive = values > _ZERO * values.max()
+        self.possible = layer.spreaded(self.alive.to(values), like) > 0
         self.sent = layer.sent.transpose(1, 2)  # (O, K, C)
         size = self.sent.square().mean((1, 2))
         self.floor = _ROUNDED * float(size.mean())
@@ -245,36 +294,93 @@ class _Turns:
         self.pooled_variance = torch.full_like(values, _FIRST_POOLED * float(values.square().mean()))
         self.power = float(values.square().mean())
         self.roughness = _roughness(layer.shape).to(values)
-        self.x = values.new_zeros(layer.shape[1], layer.count)
+        self.x = values.new_zeros(layer.shape[1], layer.count) if layer.start is None else layer.start
+        self.size = self.x.norm()
+        self.gain, self.offset = layer.affine(self.x)
+        self.good = torch.zeros(len(self.sent), dtype=torch.bool)
         self.residual = torch.inf
 
-    def inputs(self, states: Tensor, exact: bool = False) -> Tensor:
-        """Return the inputs (C, D) that fit best, and weigh the equations by how well they fit."""
+    def solve(self, states: Tensor, exact: bool = False) -> Tensor:
+        """Find the inputs that fit best, weigh the equations by how well they fit, and return the ReLU's inputs."""
         layer, on = self.layer, states.to(self.values)
-        system = system_of(on * self.opened, layer.where, layer.count)
+        system = system_of(layer.derivative(on * self.opened, self.x), layer.where, layer.count)
         normal = torch.einsum("o,okd,oke->de", 1 / self.variance, system, system) + self.roughness / self.power
         right = torch.einsum("o,okd,okc->cd", 1 / self.variance, system, self.sent)
-        rest = self.values - layer._pooled(on * layer.shift[:, None])
-        right = right + layer._transposed(on * layer._spread(rest / self.pooled_variance, self.like))
+        rest = self.values - layer.pooled(on * self.offset[:, None])
+        gain = on * self.gain[:, None]
+        right = right + layer.transposed(gain * layer.spreaded(rest / self.pooled_variance, self.like))
 
         def apply(x: Tensor) -> Tensor:
-            pooled = layer._pooled(on * layer._linear(x)) / self.pooled_variance
-            return x @ normal + layer._transposed(on * layer._spread(pooled, self.like))
+            pooled = layer.pooled(gain * layer.convolved(x)) / self.pooled_variance
+            return x @ normal + layer.transposed(gain * layer.spreaded(pooled, self.like))
 
         x = _conjugate_gradients(apply, torch.linalg.cholesky(normal), right, self.x, 10 * _STEPS if exact else _STEPS)
-        self.x = x if exact else x.clamp(layer.least, layer.most)
-        self._weigh(system, on)
+        x = x if exact else x.clamp(layer.least, layer.most)
+        left = system @ x.T - self.sent
+        self.residual = float(left.norm() / self.sent.norm())
+        if layer.normal is not None:
+            x = x * (self.size / x.norm())
+        self.x, (self.gain, self.offset) = x, layer.affine(x)
+        z = self.gain[:, None] * layer.convolved(x) + self.offset[:, None]
+        self._weigh(left.square().mean((1, 2)), layer.pooled(on * z))
+        return z
+
+    def settled(self, states: Tensor) -> Tensor:
+        """Return the inputs (C, D) for the right states."""
+        for _ in range(_SETTLING if self.layer.normal is not None else 1):
+            before = self.x
+            self.solve(states, exact=True)
+            if (self.x - before).norm() <= _SETTLED * before.norm():
+                break
         return self.x
 
-    def _weigh(self, system: Tensor, on: Tensor) -> None:
-        """Set the variance of each equation from what is left of it."""
-        rest = system @ self.x.T - self.sent
-        self.residual = float(rest.norm() / self.sent.norm())
-        square = rest.square().mean((1, 2))
+    def _weigh(self, square: Tensor, pooled: Tensor) -> None:
+        """Set the variance of each equation from what is left of it.
+
+        Args:
+            square: (O,) mean squared error of the gradient's equations.
+            pooled: (O, ...) the inputs' pooled values.
+        """
+        square = torch.where(self.good, square / _TRUSTED, square)
         self.variance = (square + _ROBUST * square.median()).clamp(min=self.floor)
-        gap = (self.layer._pooled(on * self.layer.forward(self.x)) - self.values).square()
-        self.pooled_variance = ((gap + gap.mean()) / 2).clamp(min=1e-12 * float(self.values.square().mean()))
-        self.power = max(float((self.x @ self.roughness * self.x).mean()), 1e-12 * float(self.values.square().mean()))
+        gap, least = (pooled - self.values).square(), 1e-12 * float(self.values.square().mean())
+        self.pooled_variance = ((gap + gap.mean()) / 2).clamp(min=least)
+        self.power = max(float((self.x @ self.roughness * self.x).mean()), least)
+
+    def states(self, z: Tensor) -> Tensor:
+        """Return the states that follow from the ReLU's inputs; each pooled value above zero has one that is on.
+
+        Where they do not explain the bias's gradient, and those of one or two outputs near zero do if exchanged, these
+        are exchanged.
+        """
+        on = (z > 0) & self.possible
+        none = self.alive & (self.layer.pooled(on.to(z)) == 0)
+        if none.any():
+            lack = self.layer.spreaded(none.to(z), self.like) > 0
+            sizes = tuple(round(a / b) for a, b in zip(self.layer.outputs[2:], self.like[2:], strict=True))
+            high = functional.max_pool2d(unflattened(z, self.layer.outputs), sizes, ceil_mode=True)
+            wide = functional.interpolate(high, size=self.layer.outputs[2:], mode="nearest")
+            on = on | (lack & (z >= flattened(wide)))
+        if self.layer.summed is not None:
+            self.good = self._corrected(on, z)
+        return on
+
+    def _corrected(self, on: Tensor, z: Tensor) -> Tensor:
+        """Correct states in place, and return the channels (O,) that explain the bias's gradient."""
+        assert self.layer.summed is not None
+        rest, limit = self.layer.summed - (on * self.opened).sum(1), _SAME_SUM * self.opened.abs().sum(1)
+        good = rest.abs() < limit
+        cost, near = torch.where(self.possible, z.abs(), torch.inf).topk(min(_NEAR, z.shape[1]), 1, largest=False)
+        change = self.opened.gather(1, near) * (1 - 2 * on.gather(1, near).to(z))
+        for k in (~good).nonzero()[:, 0].tolist():
+            both = (change[k] + change[k][:, None]).fill_diagonal_(0.0) + change[k].diag()
+            price = (cost[k] + cost[k][:, None]).fill_diagonal_(0.0) + cost[k].diag()
+            price = torch.where((rest[k] - both).abs() < limit[k], price, torch.inf)
+            if price.min() < torch.inf:
+                pair = near[k][list({*divmod(int(price.argmin()), len(near[k]))})]
+                on[k, pair] = ~on[k, pair]
+                good[k] = True
+        return good
 
 
 def _roughness(shape: torch.Size) -> Tensor:
