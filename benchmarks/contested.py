@@ -22,7 +22,7 @@ from benchmarks.peers import PEERS, missing
 from benchmarks.rows import columns, conditions, identified, now, rate, scores
 from benchmarks.scenes import REPORTED, TUNED, Scene, available, dealt, held_out, known_images, play
 from medpfl import models as model_parts
-from medpfl.attacks import GradInv, Posterior, iDLG
+from medpfl.attacks import GradInv, Posterior, WorstCase, iDLG
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, Model
 from medpfl.core.spec import build, registry
@@ -31,12 +31,14 @@ from medpfl.defenses import LaplaceNoise, NoDefense
 
 Mode = Literal["train", "eval"]
 
-OURS: dict[str, GradInv | Posterior | iDLG] = {
+OURS: dict[str, GradInv | Posterior | WorstCase | iDLG] = {
     "iDLG": iDLG(),
     "GradInv": GradInv(),
     "Posterior": Posterior(),
+    "WorstCase": WorstCase(),
 }
-"""Our attacks by name, for `--ours`."""
+"""Our attacks by name, for `--ours`; by default, its searches."""
+SEARCHES = ("iDLG", "GradInv", "Posterior")
 
 THEIRS = ("deepleakage", "deepleakage+labels", "invertinggradients")
 MEAN = "mean image"
@@ -164,7 +166,7 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
         theirs = []
     yield conditions()
     yield HEAD
-    ours = {name: replace(OURS[name], steps=chosen.steps) if chosen.steps else OURS[name] for name in chosen.ours}
+    ours = {name: shortened(OURS[name], chosen.steps) for name in chosen.ours}
     for spec, mode, name in product(chosen.models, chosen.modes, chosen.cells):
         row = name if len(chosen.models) * len(chosen.modes) == 1 else f"{spec}, {mode}, {name}: "
         if not go_on():
@@ -174,6 +176,13 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
         tallies = compare(scenes, ours, theirs)
         yield from (tally.line(row, method) for method, tally in tallies.items())
         yield verdict(row, tallies, list(ours), theirs, sum(case.zero for case, _, _ in scenes))
+
+
+def shortened(attack: GradInv | Posterior | WorstCase | iDLG, steps: int) -> Attack:
+    """Return the attack with this many steps, or evaluations of `WorstCase`; with its own if `steps` is 0."""
+    if not steps:
+        return attack
+    return WorstCase(steps) if isinstance(attack, WorstCase) else replace(attack, steps=steps)
 
 
 def scenes_of(cell: Cell, spec: str, mode: Mode, chosen: argparse.Namespace) -> list[tuple[Scene, Tensor, Tensor]]:
@@ -202,13 +211,13 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--modes", nargs="+", default=["train"], choices=["train", "eval"])
     parser.add_argument("--gray", action="store_true", help="gray images, in three equal channels")
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), help="cells to run (all)")
-    parser.add_argument("--ours", nargs="+", choices=list(OURS), help="our attacks (all)")
+    parser.add_argument("--ours", nargs="+", choices=list(OURS), help="our attacks (all searches)")
     parser.add_argument("--theirs", nargs="*", choices=list(PEERS), help="breaching's attacks (all)")
-    parser.add_argument("--steps", type=int, default=0, help="steps of our attacks (each one's own)")
+    parser.add_argument("--steps", type=int, default=0, help="steps, or evaluations of WorstCase (0: its own)")
     parser.add_argument("--tune", action="store_true", help="use the rows and weights for tuning")
     chosen = parser.parse_args(arguments)
     form = QUICK if chosen.quick else {"images": 24, "draws": 3} if chosen.full else {}
-    for name, value in ({"images": 8, "draws": 1, "cells": CELLS, "ours": OURS, "theirs": THEIRS} | form).items():
+    for name, value in ({"images": 8, "draws": 1, "cells": CELLS, "ours": SEARCHES, "theirs": THEIRS} | form).items():
         if getattr(chosen, name) is None:
             setattr(chosen, name, value if isinstance(value, int) else list(value))
     return chosen

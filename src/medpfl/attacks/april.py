@@ -83,9 +83,7 @@ def _why(loss: float) -> Ended:
     return "converged" if loss < _CONVERGED else "stalled"
 
 
-def _solved(
-    pull: Tensor, weight: Tensor, found: PatchEmbedding, images: int, epsilon: float
-) -> tuple[Tensor, Tensor]:
+def _solved(pull: Tensor, weight: Tensor, found: PatchEmbedding, images: int, epsilon: float) -> tuple[Tensor, Tensor]:
     """Return the most likely patches (V, T, K), and the unexplained share (V,) of the weight's gradient.
 
     The share is NaN where the update is not finite.

@@ -14,6 +14,7 @@ from medpfl.attacks.matching.labels import Joint
 from medpfl.attacks.matching.objectives import Cosine
 from medpfl.attacks.matching.priors import NoPrior
 from medpfl.attacks.matching.restarts import Starts, heats
+from medpfl.attacks.matching.solved_start import Solved
 from medpfl.attacks.matching.stages import Stage
 from medpfl.attacks.matching.starts import Normal
 from medpfl.attacks.optimize.coordinates import Pixels
@@ -227,3 +228,17 @@ def test_the_same_seed_gives_the_same_race():
     one, same = guessed(attack), guessed(attack)
     assert torch.equal(one.candidates, same.candidates)
     assert torch.equal(one.evaluations, same.evaluations)
+
+
+def test_a_search_tells_equal_images_of_a_batch_apart():
+    found = torch.rand(3, 2, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    found[1] = 0.3
+    found[2, 0, 0, 0, 0] = torch.nan
+    own = [torch.Generator().manual_seed(v) for v in range(3)]
+    begun = Solved(found).images((2, 1, 4, 4), torch.arange(3), own)
+    assert begun[0].equal(found[0])
+    for batch, middle in ((begun[1], 0.3), (begun[2], 0.5)):
+        assert not batch[0].equal(batch[1])
+        assert 0 < (batch - middle).abs().max() < 0.1
+    one = Solved(found[:, :1]).images((1, 1, 4, 4), torch.arange(2), own)
+    assert one.equal(found[:2, :1])

@@ -15,7 +15,7 @@ from medpfl.core.types import Observation
 
 __all__ = ["Analytic", "Solved"]
 
-_GRAY = 0.5
+_GRAY, _APART = 0.5, 0.02
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,7 +53,11 @@ class Analytic(Start):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Solved(Start):
-    """Images (V, N, C, H, W) found in advance; gray, which is not rough either, for victims without finite images."""
+    """Images (V, N, C, H, W) found in advance; gray, which is not rough either, for victims without finite images.
+
+    If all images of a batch are equal, faint noise tells them apart: without it, a search would move images of one
+    label alike.
+    """
 
     found: Tensor
     rough: ClassVar[bool] = False
@@ -62,8 +66,16 @@ class Solved(Start):
         """Return the images found."""
         found = self.found[victims.cpu()]
         good = found.flatten(1).isfinite().all(1).view(-1, *[1] * (found.ndim - 1))
-        return torch.where(good, found, _GRAY)
+        found = torch.where(good, found, _GRAY)
+        return torch.stack([_apart(batch, own[v]) for batch, v in zip(found, victims.tolist(), strict=True)])
 
     def __call__(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Return normal images."""
         return Normal()(shape, generator)
+
+
+def _apart(batch: Tensor, generator: torch.Generator) -> Tensor:
+    """Return images (N, C, H, W), with noise if there are several and all are equal."""
+    if len(batch) == 1 or not (batch == batch[:1]).all():
+        return batch
+    return batch + _APART * torch.randn(batch.shape, generator=generator).to(batch)
