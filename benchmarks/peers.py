@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.rows import now
 from benchmarks.scenes import Scene
@@ -54,7 +55,7 @@ class Peer:
 
     def attack(self, case: Scene, v: int, iterations: int, seed: int = 0) -> Outcome:
         """Invert victim `v`'s update with a schedule for `iterations` iterations."""
-        with _quiet(seed):
+        with _quiet(seed), sdpa_kernel(SDPBackend.MATH):  # the one kernel of attention that can be differentiated twice
             import breaching  # pyright: ignore[reportMissingImports]
 
             settings = [*self.overrides, f"optim.max_iterations={iterations}"]

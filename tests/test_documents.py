@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import nn
 
-from medpfl.cli.parser import parser_of, spelled
+from medpfl.cli.parser import parser_of
+from medpfl.cli.words import spelled
 from medpfl.core.experiments.evaluation import EDITIONS
 from tests.documents import ROOT, blocks, file_of
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from medpfl.cli.parser import parser_of, spelled
+from medpfl.cli.parser import parser_of
+from medpfl.cli.words import spelled
 from tests.documents import blocks
 
 EXAMPLES = Path(__file__).parent.parent / "examples"

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from medpfl import InputError, Plan, Record, Update, Weights
 from medpfl.auditing.records.recorded import read
 from medpfl.auditing.report import reread
-from medpfl.cli.parser import check_files
+from medpfl.cli.config_files import check_files
 from medpfl.core.experiments.training import Training
 from medpfl.inputs.checkpoint import checkpoint_at
 from medpfl.inputs.filters import defense_in

@@ -10,6 +10,7 @@ import pytest
 from torch import nn
 
 from medpfl import Attack, Cohort, Defense, InputError, Plan, Schedule, ThreatModel, Victims, audit, cli, train
+from medpfl.cli import commands
 from medpfl.core.roles import DataSource, Model
 from medpfl.data.partition import IID
 from medpfl.inspection.check import check_model
@@ -324,7 +325,7 @@ def test_the_command_line_never_ends_with_0(capsys, tmp_path, words, line):
 
 
 def test_code_that_ends_the_program_where_nobody_expects_it(capsys, monkeypatch):
-    monkeypatch.setattr("medpfl.cli.commands._demo", lambda *_: sys.exit(0))
+    monkeypatch.setitem(commands.RUN, "demo", lambda *_: sys.exit(0))
     assert cli.main(["demo"]) == 2
     assert "code called by the experiment ended the program (SystemExit: 0)" in capsys.readouterr().err
     assert cli.main(["--version"]) == 0

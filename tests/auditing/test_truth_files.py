@@ -87,7 +87,9 @@ def test_normalized_pixels_are_judged_in_the_range_of_images(tmp_path, case):
 @pytest.mark.slow
 def test_a_smaller_last_batch_and_augmented_epochs(tmp_path):
     report = look(*client(tmp_path, batch=2), Answers())
-    assert report.rows[0].plan == "Plan(algorithm='FedAvg', batch_size=2, local_images=3, mode='train')"
+    assert (
+        report.rows[0].plan == "Plan(algorithm='FedAvg', batch_size=2, local_images=3, learning_rate=0.1, mode='train')"
+    )
 
 
 def repeating(folder, sampler):

@@ -25,7 +25,7 @@ import yaml
 from PIL import Image
 
 from medpfl import ThreatModel, cli
-from medpfl.cli import commands
+from medpfl.cli import asked, commands
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.options import options_in
 from medpfl.core.experiments.settings import Settings
@@ -232,7 +232,7 @@ def test_every_option_reaches_the_audit(run, monkeypatch, tmp_path):
             return Empty()
 
     monkeypatch.setattr("medpfl.auditing.run.AuditCase", Case)
-    monkeypatch.setattr(commands, "check_words", lambda **_: None)  # these parts do not exist
+    monkeypatch.setattr(asked, "check_words", lambda **_: None)  # these parts do not exist
     given = {
         "model": "M", "weights": "w", "images": 7, "draws": 2, "size": 20, "fit": "squash",
         "channels": 3, "partition": "IID(clients=2)", "clients": 4, "delta": 0.001, "seed": 5,
@@ -1109,7 +1109,7 @@ def test_a_reader_that_goes_away_is_no_error():
     """Whatever the command: this one prints as all do, and imports little."""
     code = (
         "import sys\nfrom rich.console import Console\nfrom medpfl.cli import commands, main\n"
-        "commands._list = lambda *_: Console().print('a line') or 0\nsys.exit(main(['list', 'metrics']))"
+        "commands.RUN['list'] = lambda *_: Console().print('a line') or 0\nsys.exit(main(['list', 'metrics']))"
     )
     going = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert going.stdout is not None

@@ -15,7 +15,8 @@ from medpfl import cli
 from medpfl.cli.help import COMMANDS, EXAMPLES, STATUSES
 from medpfl.cli.machine import print_json
 from medpfl.cli.opening import opening
-from medpfl.cli.parser import parser_of, spelled
+from medpfl.cli.parser import parser_of
+from medpfl.cli.words import spelled
 from medpfl.core.errors import private
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.frontier import Frontier

@@ -67,7 +67,7 @@ def test_two_checkpoints_make_a_right_record(site, run):
     assert record.name.startswith("round-0003-")
     assert truth.name == record.name
     held = Record.load(record)
-    assert held.plan == medpfl.Plan("FedAvg", 2, 2)
+    assert held.plan == medpfl.Plan("FedAvg", 2, 2, learning_rate=0.1)
     assert (held.image_shape, held.source.framework) == ((1, SIZE, SIZE), "two checkpoints")
     assert str(site).encode() not in record.read_bytes()
 

@@ -52,7 +52,7 @@ def test_a_lightning_loop_is_recorded_and_right(tmp_path):
         fit()
     (path,), (kept,) = (tmp_path / "out").glob("*.safetensors"), (tmp_path / "out" / "private-truth").iterdir()
     record = Record.load(path)
-    assert record.plan == Plan("FedAvg", 4, 10, 2, momentum=0.9)
+    assert record.plan == Plan("FedAvg", 4, 10, 2, learning_rate=0.1, momentum=0.9)
     check = check_case(Case(network(), record.without("net."), Truth.load(kept)))
     assert check.verdict == "right", check
 

@@ -34,8 +34,9 @@ def test_a_loop_is_its_plan():
     steps = seen.steps()
     assert [step.images for step in steps.steps] == [4, 4, 2] * 2
     assert steps.steps[0].modes == {"1": True, "4": True}
+    momentum = {"momentum": 0.9, "nesterov": True}
     assert steps.regular() == Plan(
-        "FedAvg", 4, 10, 2, momentum=0.9, weight_decay=0.01, nesterov=True, label_smoothing=0.1
+        "FedAvg", 4, 10, 2, learning_rate=0.1, weight_decay=0.01, label_smoothing=0.1, **momentum
     )
     assert seen.problems == {}
     assert seen.truth() is None, "pixels are kept on request only"
@@ -207,7 +208,7 @@ def test_a_compiled_model():
     fast = torch.compile(model, backend="eager")
     with watch(fast) as seen:
         train(fast)
-    assert seen.steps().regular() == Plan("FedAvg", 4, 10, 2, momentum=0.9)
+    assert seen.steps().regular() == Plan("FedAvg", 4, 10, 2, learning_rate=0.1, momentum=0.9)
     assert seen.parameters == tuple(name for name, _ in model.named_parameters())
 
 
@@ -255,7 +256,7 @@ def test_augmented_images_are_images_of_one_epoch():
     noisy = [(x + 0.01 * e, y) for e in range(2) for x, y in loader(batch=5)]
     with watch(model) as seen:
         train(model, noisy, epochs=1)
-    assert seen.steps().regular() == Plan("FedAvg", 5, 20, 1, momentum=0.9)
+    assert seen.steps().regular() == Plan("FedAvg", 5, 20, 1, learning_rate=0.1, momentum=0.9)
 
 
 def test_nothing_to_watch():

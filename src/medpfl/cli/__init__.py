@@ -1,5 +1,5 @@
 """The command line: ``medpfl`` and its commands."""
 
-from medpfl.cli.commands import main
+from medpfl.cli.entry import main
 
 __all__ = ["main"]

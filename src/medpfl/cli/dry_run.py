@@ -71,7 +71,7 @@ def foresee_studies(asked: Studies) -> Outlook:
     if asked.from_:
         raise InputError("--from runs nothing: leave out --dry-run")
     with phase(LOADING):
-        from medpfl.cli.parser import mapping_of
+        from medpfl.cli.config_files import mapping_of
         from medpfl.reproduction.run import foresee
 
     sets = mapping_of(asked.sets) if asked.sets else {}

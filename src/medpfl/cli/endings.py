@@ -9,14 +9,14 @@ import sys
 from jsonargparse import Namespace
 
 from medpfl.cli.machine import print_json
-from medpfl.cli.parser import spelled
+from medpfl.cli.words import spelled
 from medpfl.core.errors import InputError
 from medpfl.core.messages import may_show, say, told
 
-__all__ = ["BAD_INPUT", "as_json", "ended", "hung_up", "of_disk", "refused"]
+__all__ = ["BAD_INPUT", "DONE", "as_json", "ended", "hung_up", "of_disk", "refused"]
 
-BAD_INPUT, _READER_GONE = 2, 141
-"""Exit statuses: for wrong input or an experiment that failed, and for an output that its reader closed."""
+DONE, BAD_INPUT, _READER_GONE = 0, 2, 141
+"""Exit statuses: for finished work, wrong input or an experiment that failed, and an output that its reader closed."""
 
 
 def as_json(given: Namespace | int | None, words: list[str]) -> bool:

@@ -166,7 +166,7 @@ def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Settin
     The file names no images, weights file or device; they belong on the command line. It may be shared unless the
     model or the defense is given by a path. In that case it goes into ``private``, readable only by its owner (mode
     0600), and whoever uses it must name that path again, because a recommendation may come from another party
-    (`medpfl.cli.parser.check_files`).
+    (`medpfl.cli.config_files.check_files`).
     """
     import yaml
 
