@@ -12,7 +12,7 @@ from medpfl.attacks import DeepRGAP
 from medpfl.attacks.deep.backward_walk import peel
 from medpfl.attacks.deep.contrast import stated_variances
 from medpfl.attacks.deep.graph import exact, graph_of
-from medpfl.attacks.deep.pooled_convolution import pooled_path
+from medpfl.attacks.deep.pooled_path import pooled_path
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Weights

@@ -40,7 +40,8 @@ from medpfl.attacks.deep.kernel_systems import (
 )
 from medpfl.attacks.deep.normalized_convolution import NormalizedConvolution, SolvedInputs, normalized_layer
 from medpfl.attacks.deep.passing import PLACEWISE, SLOPES, derivative, is_affine, obstacle, slope_at
-from medpfl.attacks.deep.pooled_convolution import SPARE_STATES, pooled_path
+from medpfl.attacks.deep.pooled_convolution import SPARE_STATES
+from medpfl.attacks.deep.pooled_path import pooled_path
 from medpfl.attacks.deep.walk_state import Corrected, Memory, Peeled, Pull, Start, compared
 from medpfl.core.types import Tensors
 
