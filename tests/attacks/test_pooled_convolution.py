@@ -152,6 +152,15 @@ def test_other_poolings_are_left_alone(pool):
     assert pooled_path(graph, node, sent) is None
 
 
+@pytest.mark.parametrize("number", [0.0, torch.nan, torch.inf])
+def test_statistics_that_cannot_be_do_not_spoil_the_values(number):
+    network, image = normalized().train(), Samples(size=32, channels=1).load().images[2:3]
+    graph, sent, _, told = played(network, image, 1, "train")
+    wrong = {node: torch.full_like(variance, number) for node, variance in told.items()}
+    before = pools(graph)[1]
+    assert torch.equal(peel(graph, sent, variances=wrong).known[before], peel(graph, sent).known[before])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_an_image_is_read_through_convnet(norm):

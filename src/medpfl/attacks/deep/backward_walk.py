@@ -348,7 +348,8 @@ class _Walk:
         value = found.value
         if told is not None:
             made = path.layer.convolved(found.value).var(1).clamp(min=1e-300)
-            value = found.value * (told / made).median().sqrt()  # batch norm hides the size of its inputs
+            ratio = (told / made).median().sqrt()  # batch norm hides the size of its inputs
+            value = found.value * ratio if 0 < ratio < torch.inf else found.value
         error = torch.full_like(value, found.residual * float(value.square().mean().sqrt()))
         self._learn(path.source, unflattened(value, shape), unflattened(error, shape))
 
