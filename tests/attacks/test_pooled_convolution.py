@@ -12,7 +12,7 @@ from medpfl.attacks import DeepRGAP
 from medpfl.attacks.deep.backward_walk import peel
 from medpfl.attacks.deep.contrast import stated_variances
 from medpfl.attacks.deep.graph import exact, graph_of
-from medpfl.attacks.deep.pooled_convolution import pooled_path
+from medpfl.attacks.deep.pooled_path import pooled_path
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Weights
@@ -150,6 +150,15 @@ def test_other_poolings_are_left_alone(pool):
     graph, sent, _ = begun(network, torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0)))
     node = next(node for node in graph.nodes if "pool" in node.name)
     assert pooled_path(graph, node, sent) is None
+
+
+@pytest.mark.parametrize("number", [0.0, torch.nan, torch.inf])
+def test_statistics_that_cannot_be_do_not_spoil_the_values(number):
+    network, image = normalized().train(), Samples(size=32, channels=1).load().images[2:3]
+    graph, sent, _, told = played(network, image, 1, "train")
+    wrong = {node: torch.full_like(variance, number) for node, variance in told.items()}
+    before = pools(graph)[1]
+    assert torch.equal(peel(graph, sent, variances=wrong).known[before], peel(graph, sent).known[before])
 
 
 @pytest.mark.slow

@@ -33,6 +33,14 @@ def test_reads_through_noise_what_a_match_does_not_and_ends_at_the_noise():
     assert ours.mean() < naive.mean() < 2 * ours.mean()
 
 
+def test_the_search_begins_nearly_gray():
+    guess = Posterior(steps=1)(
+        scene(tiny(3), smooth(2, 3).view(1, 2, 3, 12, 12), LABELS[:2].T, Plan(batch_size=2)),
+        torch.Generator().manual_seed(0),
+    )
+    assert (guess.guesses - 0.5).abs().mean() < 0.2
+
+
 def test_bad_settings():
     with pytest.raises(InputError, match="edges"):
         Posterior(edges=0.0)

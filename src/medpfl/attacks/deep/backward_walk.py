@@ -40,7 +40,8 @@ from medpfl.attacks.deep.kernel_systems import (
 )
 from medpfl.attacks.deep.normalized_convolution import NormalizedConvolution, SolvedInputs, normalized_layer
 from medpfl.attacks.deep.passing import PLACEWISE, SLOPES, derivative, is_affine, obstacle, slope_at
-from medpfl.attacks.deep.pooled_convolution import SPARE_STATES, pooled_path
+from medpfl.attacks.deep.pooled_convolution import SPARE_STATES
+from medpfl.attacks.deep.pooled_path import pooled_path
 from medpfl.attacks.deep.walk_state import Corrected, Memory, Peeled, Pull, Start, compared
 from medpfl.core.types import Tensors
 
@@ -347,7 +348,8 @@ class _Walk:
         value = found.value
         if told is not None:
             made = path.layer.convolved(found.value).var(1).clamp(min=1e-300)
-            value = found.value * (told / made).median().sqrt()  # batch norm hides the size of its inputs
+            ratio = (told / made).median().sqrt()  # batch norm hides the size of its inputs
+            value = found.value * ratio if 0 < ratio < torch.inf else found.value
         error = torch.full_like(value, found.residual * float(value.square().mean().sqrt()))
         self._learn(path.source, unflattened(value, shape), unflattened(error, shape))
 
