@@ -18,7 +18,7 @@ from medpfl.auditing.execution import WORK, checked
 from medpfl.auditing.isolating import Isolation
 from medpfl.auditing.run import AuditCase
 from medpfl.auditing.scoring import Scorer
-from medpfl.auditing.work import Work
+from medpfl.auditing.work import Task, Work
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.groups import Run, Victims
 from medpfl.core.plan import Plan
@@ -36,7 +36,7 @@ HEAD = columns(("task", -30), ("jobs", 5), ("inline", 8), ("one", 8), ("two", 8)
 
 
 @dataclass(frozen=True)
-class Task:
+class Case:
     """An audit whose jobs are timed.
 
     Attributes:
@@ -54,12 +54,12 @@ class Task:
 
 
 TASKS = {
-    "LeNet, iDLG": Task("LeNet('idlg')", "iDLG(steps=30)", 256, 32, 0.05),
-    "ResNet-18, DeepRGAP": Task("ResNet(18)", "DeepRGAP", 4, 64, 1e-6),
+    "LeNet, iDLG": Case("LeNet('idlg')", "iDLG(steps=30)", 256, 32, 0.05),
+    "ResNet-18, DeepRGAP": Case("ResNet(18)", "DeepRGAP", 4, 64, 1e-6),
 }
 
 
-def work_of(task: Task) -> Work:
+def work_of(task: Case) -> Work:
     """Return the work of a task's audit, ready to run."""
     images, labels, classes = held_out(available()[0], min(task.images, 100), task.size)
     times = -(-task.images // len(images))
@@ -85,7 +85,8 @@ def seconds(work: Work, run: Run) -> float:
     """Return the seconds that an engine takes for all jobs."""
     with ready(run, *WORK):
         began = now()
-        for _ in engine_of(run).results(work, range(len(work.jobs))):
+        tasks = [Task(number, len(job.groups)) for number, job in enumerate(work.jobs)]
+        for _ in engine_of(run).results(work, tasks):
             pass
         return now() - began
 

@@ -19,7 +19,7 @@ from medpfl import InputError, Run
 from medpfl.core.progress import report
 from medpfl.engines import choice
 from medpfl.engines.choice import engine_of, workers_of
-from medpfl.engines.engine import TRIES, Inline, Lost, Watch
+from medpfl.engines.engine import TRIES, Again, Inline, Lost, Watch
 from medpfl.engines.processes import Processes
 from medpfl.engines.sending import packed
 
@@ -34,7 +34,7 @@ HERE = ["inline", "one", "two"]
 
 @dataclass(frozen=True)
 class Square:
-    """Squares a number; for -1 it raises, for -2 its process ends the first time, for -3 each time."""
+    """Squares a number; for -1 it raises, for -2 its process ends the first time, for -3 each time; -4 becomes 4."""
 
     folder: Path
 
@@ -47,7 +47,7 @@ class Square:
             os.kill(os.getpid(), signal.SIGKILL)
         if number == -3:
             os.kill(os.getpid(), signal.SIGKILL)
-        return number * number
+        return Again(4) if number == -4 else number * number
 
 
 class Noted(Watch):
@@ -87,6 +87,20 @@ def test_nothing_to_do_is_done(name, tmp_path):
 def test_what_the_work_raises_is_raised_here(name, tmp_path):
     with pytest.raises(InputError, match="-1 has no square here"):
         dict(ENGINES[name]().results(Square(tmp_path), [-1, 3]))
+
+
+@engines([*HERE, "ray"])
+def test_a_task_is_replaced_once_the_caller_goes_on(name, tmp_path):
+    watch, kept, tasks = Noted(), list[tuple[int, int]](), [3, -4, 5]
+    for place, result in ENGINES[name]().results(Square(tmp_path), tasks, watch):
+        if isinstance(result, Again):
+            assert (place, result.task) == (1, 4)
+            assert place not in watch.ended
+        else:
+            kept.append((place, result))
+    assert sorted(kept) == [(0, 9), (1, 16), (2, 25)]
+    assert sorted(watch.ended) == [0, 1, 2]
+    assert tasks == [3, -4, 5]
 
 
 @engines(["one", "two", "ray"])

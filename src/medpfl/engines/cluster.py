@@ -13,7 +13,7 @@ from typing import Any
 
 from medpfl.core.errors import InputError
 from medpfl.core.messages import Speech
-from medpfl.engines.engine import TRIES, Engine, Lost, Results, Watch, Work
+from medpfl.engines.engine import TRIES, Again, Engine, Lost, Results, Watch, Work
 from medpfl.engines.sending import packed
 from medpfl.engines.threads import set_threads
 
@@ -53,7 +53,7 @@ class Cluster(Engine):
             gpus = 0.0 if self.device == "cpu" else _share(ray.cluster_resources(), self.threads)
             task = ray.remote(num_cpus=self.threads, num_gpus=gpus, max_retries=TRIES - 1)(_perform)
             shared, told = _stored(payload), {name: version(name) for name in _PACKAGES}
-            todo, running = deque(range(len(tasks))), dict[Any, int]()
+            tasks, todo, running = list(tasks), deque(range(len(tasks))), dict[Any, int]()
             while todo or running:
                 room = self.workers or int(ray.cluster_resources().get("CPU", 1.0) / self.threads) or 1
                 while todo and len(running) < room:
@@ -64,7 +64,11 @@ class Cluster(Engine):
                 for reference in done:
                     place = running.pop(reference)
                     result = _result(reference)
-                    watch.end(place)
+                    if isinstance(result, Again):
+                        tasks[place] = result.task
+                        todo.append(place)
+                    else:
+                        watch.end(place)
                     yield place, result
         finally:
             ray.shutdown()

@@ -7,12 +7,13 @@ result depends on nothing else, so it is the same in every engine and in any ord
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from typing import Any, NamedTuple
 
 from medpfl.core.progress import listening
 
-__all__ = ["TRIES", "Engine", "Inline", "Lost", "Results", "Watch", "Work"]
+__all__ = ["TRIES", "Again", "Engine", "Inline", "Lost", "Results", "Watch", "Work"]
 
 TRIES = 3
 """Number of times that a task is begun before it is given up, if its worker ends each time."""
@@ -29,6 +30,18 @@ class Lost(NamedTuple):
     """
 
     why: str
+
+
+class Again(NamedTuple):
+    """The result of work that could not compute a task: another task, which the engine computes in its place.
+
+    The engine yields it too, and goes on once the caller has kept what it must know of it after a kill.
+
+    Attributes:
+        task: the other task.
+    """
+
+    task: Any
 
 
 class Watch:
@@ -49,7 +62,9 @@ class Engine(ABC):
 
     @abstractmethod
     def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Results:
-        """Yield each task's place and result as it is computed, or `Lost`. Closing the iterator ends all workers.
+        """Yield each task's place and result as it is computed, or `Lost`, or `Again` and the result later.
+
+        Closing the iterator ends all workers.
 
         Raises:
             Exception: what the work raises for a task; tasks that were not yet yielded are dropped.
@@ -61,10 +76,14 @@ class Inline(Engine):
 
     def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Results:
         """Compute tasks; see `Engine.results`."""
-        watch = watch or Watch()
-        for place, task in enumerate(tasks):
+        watch, todo = watch or Watch(), deque(enumerate(tasks))
+        while todo:
+            place, task = todo.popleft()
             watch.begin(place)
             with listening(lambda share, said, place=place: watch.report(place, share, said)):
                 result = work(task)
-            watch.end(place)
+            if isinstance(result, Again):
+                todo.appendleft((place, result.task))
+            else:
+                watch.end(place)
             yield place, result

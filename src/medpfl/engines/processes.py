@@ -18,7 +18,7 @@ from types import ModuleType
 from typing import Any
 
 from medpfl.core.messages import Speech
-from medpfl.engines.engine import TRIES, Engine, Lost, Results, Watch, Work
+from medpfl.engines.engine import TRIES, Again, Engine, Lost, Results, Watch, Work
 from medpfl.engines.sending import packed
 from medpfl.engines.worker import BEGUN, begin, perform
 
@@ -68,7 +68,8 @@ class Processes(Engine):
         def new() -> _Worker:
             return _Worker(context, lambda alive: (payload, self.threads, shares, alive, speech))
 
-        told, todo, tries = _Told(shares, watch or Watch()), deque(range(len(tasks))), [0] * len(tasks)
+        tasks, todo, tries = list(tasks), deque(range(len(tasks))), [0] * len(tasks)
+        told = _Told(shares, watch or Watch())
         idle, busy = [new() for _ in range(min(self.workers, len(tasks)))], dict[Future[Any], tuple[int, _Worker]]()
         try:
             while todo or busy:
@@ -89,10 +90,17 @@ class Processes(Engine):
                     if isinstance(result, Lost) and tries[place] < TRIES:
                         todo.append(place)
                         continue
-                    told.end(place)
+                    if isinstance(result, Again):
+                        tasks[place], tries[place] = result.task, 0
+                        todo.append(place)
+                    else:
+                        told.end(place)
                     yield place, result
         finally:
-            for worker in (*idle, *(worker for _, worker in busy.values())):
+            workers = (*idle, *(worker for _, worker in busy.values()))
+            for worker in workers:  # all at once: one after the other, each would wait for its predecessors' ends
+                worker.kill()
+            for worker in workers:
                 worker.end()
 
 
@@ -140,11 +148,15 @@ class _Worker:
             future.set_exception(error)
         return future
 
+    def kill(self) -> None:
+        """End the process at once, and do not wait."""
+        if self._process is not None:
+            self._process.kill()
+
     def end(self) -> str:
         """End the process at once; return how it ended, in words, if that was before."""
         why = _how(None if self._process is None else self._process.exitcode)
-        if self._process is not None:
-            self._process.kill()
+        self.kill()
         self._alive.close()
         self._theirs.close()
         self._executor.shutdown(cancel_futures=True)
