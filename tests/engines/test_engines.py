@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 from threading import get_ident
 
 import pytest
+import torch
 
 from medpfl import InputError, Run
 from medpfl.core.progress import report
@@ -21,7 +23,7 @@ from medpfl.engines import choice
 from medpfl.engines.choice import engine_of, workers_of
 from medpfl.engines.engine import TRIES, Again, Inline, Lost, Watch
 from medpfl.engines.processes import Processes
-from medpfl.engines.sending import packed
+from medpfl.engines.sending import packed, shipped
 
 ENGINES = {
     "inline": Inline,
@@ -48,6 +50,17 @@ class Square:
         if number == -3:
             os.kill(os.getpid(), signal.SIGKILL)
         return Again(4) if number == -4 else number * number
+
+
+class Counting:
+    """Returns how often this object was called."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, task: int) -> int:
+        self.count += task
+        return self.count
 
 
 class Noted(Watch):
@@ -189,6 +202,25 @@ def test_workers_end_with_their_parent(tmp_path):
         assert sorted(lines[1:]) == ["worked 1\n", "worked 2\n"]
         process.kill()
         assert process.stdout.read() == "", "the workers held the pipe open as long as they lived"
+
+
+def test_a_part_of_a_tensor_travels_without_the_whole():
+    whole = torch.arange(10_000.0)
+    part, turned = whole[:3], torch.arange(6.0).view(2, 3).t()
+    sent = shipped({"part": part, "turned": turned, "numbers": [1, "two", None]})
+    found = pickle.loads(sent)
+    assert len(sent) < 4 * 10_000
+    assert torch.equal(found["part"], part)
+    assert (found["turned"].stride(), found["turned"].tolist()) == (turned.stride(), turned.tolist())
+    assert found["numbers"] == [1, "two", None]
+
+
+def test_a_crew_keeps_its_work_from_one_sequence_to_the_next(tmp_path):
+    for engine in (Inline(), Processes(2)):
+        with engine.crew(Counting()) as crew:
+            counts = [sorted(count for _, count in crew.results(tasks)) for tasks in ([1], [1], [], [1, 1, 1, 1])]
+        assert counts[:3] == [[1], [2], []]
+        assert sum(counts[3]) in (3 + 4 + 5 + 6, 3 + 4 + 1 + 2, 3 + 4 + 5 + 1, 3 + 1 + 2 + 3, 1 + 2 + 3 + 4)
 
 
 def test_work_that_cannot_be_sent_is_refused_with_a_remedy():

@@ -6,14 +6,14 @@ import os
 import pickle
 import socket
 from collections import deque
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any
 
 from medpfl.core.errors import InputError
 from medpfl.core.messages import Speech
-from medpfl.engines.engine import TRIES, Again, Engine, Lost, Results, Watch, Work
+from medpfl.engines.engine import TRIES, Again, Crew, Engine, Lost, Results, Watch, Work
 from medpfl.engines.sending import packed
 from medpfl.engines.threads import set_threads
 
@@ -41,37 +41,48 @@ class Cluster(Engine):
         _ray()
         self.workers, self.threads, self.device = workers, threads, device
 
-    def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Results:
-        """Compute tasks; see `Engine.results`."""
-        ray = _ray()
-        if not tasks:
-            return
-        payload, watch = packed(work), watch or Watch()
-        address = os.environ.get("RAY_ADDRESS")
-        _connect(address, self.workers, self.threads)
+    @contextmanager
+    def crew(self, work: Work) -> Iterator[Crew]:
+        """Yield the cluster; see `Engine.crew`."""
+        ray, payload = _ray(), packed(work)
+        _connect(os.environ.get("RAY_ADDRESS"), self.workers, self.threads)
         try:
             gpus = 0.0 if self.device == "cpu" else _share(ray.cluster_resources(), self.threads)
             task = ray.remote(num_cpus=self.threads, num_gpus=gpus, max_retries=TRIES - 1)(_perform)
-            shared, told = _stored(payload), {name: version(name) for name in _PACKAGES}
-            tasks, todo, running = list(tasks), deque(range(len(tasks))), dict[Any, int]()
-            while todo or running:
-                room = self.workers or int(ray.cluster_resources().get("CPU", 1.0) / self.threads) or 1
-                while todo and len(running) < room:
-                    place = todo.popleft()
-                    running[task.remote(shared, tasks[place], self.threads, told, Speech.now())] = place
-                    watch.begin(place)
-                done, _ = ray.wait(list(running), num_returns=1, timeout=_TICK)
-                for reference in done:
-                    place = running.pop(reference)
-                    result = _result(reference)
-                    if isinstance(result, Again):
-                        tasks[place] = result.task
-                        todo.append(place)
-                    else:
-                        watch.end(place)
-                    yield place, result
+            told = {name: version(name) for name in _PACKAGES}
+            shared = _stored(payload)
+            yield _Crew(lambda one: task.remote(shared, one, self.threads, told, Speech.now()), self._room)
         finally:
             ray.shutdown()
+
+    def _room(self) -> int:
+        """Return how many tasks the cluster may compute now; nodes come and go."""
+        return self.workers or int(_ray().cluster_resources().get("CPU", 1.0) / self.threads) or 1
+
+
+class _Crew(Crew):
+    def __init__(self, submit: Callable[[Any], Any], room: Callable[[], int]) -> None:
+        self.submit, self.room = submit, room
+
+    def results(self, tasks: Sequence[Any], watch: Watch | None = None) -> Results:
+        ray, watch = _ray(), watch or Watch()
+        tasks, todo, running = list(tasks), deque(range(len(tasks))), dict[Any, int]()
+        while todo or running:
+            room = self.room()
+            while todo and len(running) < room:
+                place = todo.popleft()
+                running[self.submit(tasks[place])] = place
+                watch.begin(place)
+            done, _ = ray.wait(list(running), num_returns=1, timeout=_TICK)
+            for reference in done:
+                place = running.pop(reference)
+                result = _result(reference)
+                if isinstance(result, Again):
+                    tasks[place] = result.task
+                    todo.append(place)
+                else:
+                    watch.end(place)
+                yield place, result
 
 
 def _ray() -> Any:
