@@ -52,7 +52,7 @@ class Work(NamedTuple):
 
 
 class Done(NamedTuple):
-    """What a client's round leaves: the update that it sends, the defense's state at the client, and its images."""
+    """A client's finished round: the update that it sends, the defense's state, and its number of images."""
 
     client: int
     sent: Update
