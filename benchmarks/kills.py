@@ -32,6 +32,8 @@ from medpfl.core.errors import InputError
 from medpfl.runs.directory import known_in
 
 _KILLS = {"driver": 20, "worker": 20, "node": 10}
+_WAITS = {"driver": 1.0, "worker": 0.25, "node": 0.25}
+"""Largest part of an undisturbed audit's time that passes before a kill; an audit survives several of the last two."""
 _PICTURES, _OPTIONS = 12, (
     "--model LeNet('idlg') --attack iDLG(steps=10) --attack DLG(steps=10) --defense GaussianNoise(scale=0.001) "
     "--images 4 --memory 1e-6 --quiet"
@@ -158,9 +160,9 @@ def disturbed(
     Args:
         audits: the audits.
         kills: number of kills.
-        seconds: time of an undisturbed audit's jobs.
+        seconds: largest wait before a kill.
         end: function that kills something of the program with a process id; returns False if nothing was there.
-        chance: the moments: each comes after a wait up to `seconds`.
+        chance: the moments.
     """
     done, audit = 0, next(audits)
     while True:
@@ -230,7 +232,7 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
                 continue
             tally, kills = Tally(), _KILLS[killed] if chosen.kills is None else chosen.kills
             audits = numbered(Path(root), killed, chosen.engine)
-            for audit, was in disturbed(audits, kills, seconds, ends[killed], chance):
+            for audit, was in disturbed(audits, kills, _WAITS[killed] * seconds, ends[killed], chance):
                 tally.kills += was
                 tally.commands += not was
                 if audit is not None:
