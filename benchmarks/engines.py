@@ -1,42 +1,56 @@
 """``python -m benchmarks engines``: measure how much faster two workers are than one, and what an engine costs.
 
-Each task runs inline, with one worker and with two, in turn, several times. The overhead is that of one worker process
-over the same jobs in this process. The efficiency is the throughput of two workers over twice that of this process.
-Starting the workers counts; reading images and writing pages do not. An audit of few short jobs shows the start most.
+Each task runs inline, with one worker and with two, in turn, several times, each time from nothing. The overhead is
+that of one worker process over the same work in this process. The efficiency is the throughput of two workers over
+twice that of this process. Starting the workers counts; for audits, reading images and writing pages do not, and a
+frontier counts as a whole. An audit of few short jobs shows the start most.
+
+``--costs`` prints the seconds per image of some attacks instead: an audit's jobs inline, controls included, divided by
+their rows. docs/scale.md has them.
 """
 
 from __future__ import annotations
 
 import argparse
+import pickle
 import statistics
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from benchmarks.memory import draw
 from benchmarks.rows import columns, conditions, now
 from benchmarks.scenes import available, held_out
 from medpfl.auditing.execution import WORK, checked
 from medpfl.auditing.isolating import Isolation
 from medpfl.auditing.run import AuditCase
 from medpfl.auditing.scoring import Scorer
-from medpfl.auditing.work import Work
+from medpfl.auditing.work import Task, Work
 from medpfl.core.experiments.experiment import Experiment
-from medpfl.core.experiments.groups import Run, Victims
+from medpfl.core.experiments.frontier import Frontier
+from medpfl.core.experiments.groups import Cohort, Run, Victims
+from medpfl.core.experiments.schedule import Schedule
 from medpfl.core.plan import Plan
 from medpfl.core.threat import HONEST
 from medpfl.data.images import LabelledImages
 from medpfl.engines.choice import engine_of, ready
+from medpfl.engines.sending import packed
 from medpfl.runs.study_key import study_index
+from medpfl.tradeoff.run import perform_frontier
 
 ENGINES = {
     "inline": Run(),
     "one": Run(engine="processes", workers=1),
     "two": Run(engine="processes", workers=2),
 }
-HEAD = columns(("task", -30), ("jobs", 5), ("inline", 8), ("one", 8), ("two", 8), ("overhead", 9), ("efficiency", 11))
+HEAD = columns(("task", -30), ("inline", 8), ("one", 8), ("two", 8), ("overhead", 9), ("efficiency", 11))
+COSTS = columns(("model", -22), ("attack", -22), ("rows", 5), ("s/image", 9), ("from", 7), ("to", 7))
+FRONTIER = "frontier, ConvNet"
 
 
 @dataclass(frozen=True)
-class Task:
+class Case:
     """An audit whose jobs are timed.
 
     Attributes:
@@ -50,68 +64,118 @@ class Task:
     attack: str
     images: int
     size: int
-    memory: float
+    memory: float = Run.memory
 
 
 TASKS = {
-    "LeNet, iDLG": Task("LeNet('idlg')", "iDLG(steps=30)", 256, 32, 0.05),
-    "ResNet-18, DeepRGAP": Task("ResNet(18)", "DeepRGAP", 4, 64, 1e-6),
+    "LeNet, iDLG": Case("LeNet('idlg')", "iDLG(steps=30)", 256, 32, 0.05),
+    "ResNet-18, DeepRGAP": Case("ResNet(18)", "DeepRGAP", 4, 64, 1e-6),
 }
+PRICED = (
+    Case("LeNet('idlg')", "iDLG", 16, 32),
+    Case("ConvNet()", "GradInv(steps=100)", 8, 32),
+    Case("ResNet(18)", "DeepRGAP", 2, 64),
+)
 
 
-def work_of(task: Task) -> Work:
-    """Return the work of a task's audit, ready to run."""
-    images, labels, classes = held_out(available()[0], min(task.images, 100), task.size)
-    times = -(-task.images // len(images))
+def work_of(case: Case) -> Work:
+    """Return the work of a case's audit, ready to run."""
+    images, labels, classes = held_out(available()[0], min(case.images, 100), case.size)
+    times = -(-case.images // len(images))
     data = LabelledImages(
-        images=(images.repeat(times, 1, 1, 1))[: task.images],
-        labels=labels.repeat(times)[: task.images],
+        images=(images.repeat(times, 1, 1, 1))[: case.images],
+        labels=labels.repeat(times)[: case.images],
         classes=tuple(f"class {k}" for k in range(classes)),
-        names=tuple(f"image {i}" for i in range(task.images)),
-        patients=(None,) * task.images,
+        names=tuple(f"image {i}" for i in range(case.images)),
+        patients=(None,) * case.images,
     )
-    case = AuditCase(
-        task.model, data, [task.attack], [], Plan(mode="eval"), HONEST, None, Victims(images=task.images),
-        Experiment.criteria, Run(memory=task.memory),
+    audit = AuditCase(
+        case.model, data, [case.attack], [], Plan(mode="eval"), HONEST, None, Victims(images=case.images),
+        Experiment.criteria, Run(memory=case.memory),
     )  # fmt: skip
-    with case.scene() as (scenario, isolation, place):
+    with audit.scene() as (scenario, isolation, place):
         assert isinstance(isolation, Isolation)
         found = checked(scenario, isolation)
         index = study_index(None, scenario.data, scenario.source, place)
         return Work(found.scenario, Scorer(scenario.data, index), found.wrong_layer is not None)
 
 
-def seconds(work: Work, run: Run) -> float:
-    """Return the seconds that an engine takes for all jobs."""
+def audited(work: Work, run: Run) -> float:
+    """Return the seconds that an engine takes for all jobs of a work that has computed nothing yet."""
+    tasks, fresh = [Task(number, len(job.groups)) for number, job in enumerate(work.jobs)], pickle.loads(packed(work))
     with ready(run, *WORK):
         began = now()
-        for _ in engine_of(run).results(work, range(len(work.jobs))):
+        for _ in engine_of(run).results(fresh, tasks):
             pass
         return now() - began
+
+
+def compared(run: Run) -> float:
+    """Return the seconds that an engine takes for a frontier with two settings and two seeds."""
+    with tempfile.TemporaryDirectory() as root:
+        draw(Path(root, "data"), 160)
+        frontier = Frontier(
+            data=f"{root}/data",
+            model="ConvNet(width=16, depth=2)",
+            defense=["LaplaceNoise(scale=0.001)", "TopK(keep=0.1)"],
+            attack=["iDLG(steps=30)"],
+            seeds=2,
+            images=16,
+            cohort=Cohort(size=32, clients=4),
+            schedule=Schedule(rounds=10),
+            run=Run(out=Path(root, "run"), engine=run.engine, workers=run.workers, numbers_only=True),
+        )
+        began = now()
+        perform_frontier(frontier)
+        return now() - began
+
+
+def measured(name: str) -> Callable[[Run], float]:
+    """Return the function that times a task."""
+    if name == FRONTIER:
+        return compared
+    work = work_of(TASKS[name])
+    return lambda run: audited(work, run)
+
+
+def costs(rounds: int) -> Iterator[str]:
+    """Yield the lines of the table of costs: the median over the rounds, and the range."""
+    yield COSTS
+    for case in PRICED:
+        work = work_of(case)
+        rows = sum(job.rows for job in work.jobs)
+        each = sorted(audited(work, ENGINES["inline"]) / rows for _ in range(rounds))
+        middle = statistics.median(each)
+        yield f"{case.model:<22}{case.attack:<22}{rows:>5}{middle:>9.2f}{each[0]:>7.2f}{each[-1]:>7.2f}"
 
 
 def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
     """Yield the table's lines: the median over the rounds."""
     yield conditions()
+    if chosen.costs:
+        yield from costs(chosen.rounds)
+        return
     yield HEAD
     for name in chosen.tasks:
         if not go_on():
             yield f"{name:<30}not run: time is up"
             continue
-        work = work_of(TASKS[name])
-        seconds(work, ENGINES["one"])  # the first process starts the server that the others are forked from
-        rounds: dict[str, list[float]] = {engine: [] for engine in ("inline", "one", "two")}
+        seconds = measured(name)
+        with ready(ENGINES["one"], *WORK):  # the server that workers are forked from
+            pass
+        rounds: dict[str, list[float]] = {engine: [] for engine in ENGINES}
         for _ in range(chosen.rounds):
             for engine, taken in rounds.items():
-                taken.append(seconds(work, ENGINES[engine]))
+                taken.append(seconds(ENGINES[engine]))
         inline, one, two = (statistics.median(taken) for taken in rounds.values())
-        row = f"{name:<30}{len(work.jobs):>5}{inline:>8.1f}{one:>8.1f}{two:>8.1f}"
-        yield f"{row}{one / inline - 1:>9.2f}{inline / two / 2:>11.2f}"
+        yield f"{name:<30}{inline:>8.1f}{one:>8.1f}{two:>8.1f}{one / inline - 1:>9.2f}{inline / two / 2:>11.2f}"
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks engines", description=__doc__)
+    names = [*TASKS, FRONTIER]
     parser.add_argument("--rounds", type=int, default=3, help="times that each engine runs (%(default)s)")
-    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS), help="tasks (all)")
+    parser.add_argument("--tasks", nargs="+", choices=names, default=names, help="tasks (all)")
+    parser.add_argument("--costs", action="store_true", help="seconds per image of some attacks instead")
     return parser.parse_args(arguments)

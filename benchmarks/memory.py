@@ -9,13 +9,16 @@ images' content, and the history of L-BFGS is full after 100 steps.
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 from PIL import Image
@@ -25,7 +28,19 @@ from medpfl.data import ImageFolder
 
 MARK = 1.2
 _SIDE, _COARSE, _CLASSES = 32, 8, 4
+_LOOK = 0.2
+"""Seconds between two looks at the workers."""
 _UNIT = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, in KiB elsewhere
+
+
+def children(*parents: int) -> list[int]:
+    """Return the processes whose parent is one of some others."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            if int(stat.read_text().rpartition(")")[2].split()[1]) in parents:
+                found.append(int(stat.parent.name))
+    return found
 
 
 def draw(root: Path, count: int) -> None:
@@ -38,28 +53,49 @@ def draw(root: Path, count: int) -> None:
         Image.fromarray(coarse).resize((_SIDE, _SIDE), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
 
 
-def child(folder: str, images: int, steps: int) -> None:
-    """Attack all images in a folder, and print this process's peak memory in MiB and its time in seconds."""
+class Peak:
+    """The largest peak memory of this program's workers in MiB, as long as the context lasts; 0 without workers."""
+
+    def __enter__(self) -> Peak:
+        self.mib, self._ended = 0.0, Event()
+        self._watch = Thread(target=self._look, daemon=True)
+        self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._watch.join()
+
+    def _look(self) -> None:
+        while not self._ended.wait(_LOOK):
+            for pid in children(*children(os.getpid())):  # the child forks the workers
+                with suppress(OSError, IndexError):
+                    told = Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split()[0]
+                    self.mib = max(self.mib, int(told) / 2**10)
+
+
+def child(folder: str, images: int, steps: int, workers: int) -> None:
+    """Attack all images in a folder, and print the peak memory of this process and of a worker in MiB, and seconds."""
     started = time.perf_counter()
-    audit(
-        "LeNet('idlg')",
-        ImageFolder(Path(folder, "data"), _SIDE, limit=images),
-        attacks=[f"iDLG(steps={steps})"],
-        victims=Victims(images=images),
-        run=Run(out=Path(folder, "run"), numbers_only=True),
-    )
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _UNIT, time.perf_counter() - started)
+    with Peak() as peak:
+        audit(
+            "LeNet('idlg')",
+            ImageFolder(Path(folder, "data"), _SIDE, limit=images),
+            attacks=[f"iDLG(steps={steps})"],
+            victims=Victims(images=images),
+            run=Run(out=Path(folder, "run"), numbers_only=True, workers=workers),
+        )
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _UNIT, peak.mib, time.perf_counter() - started)
 
 
-def peak(images: int, steps: int) -> tuple[float, float]:
-    """Return the peak memory in MiB and the time in seconds of `child` in a process of its own."""
+def peaks(images: int, steps: int, workers: int = 1) -> tuple[float, ...]:
+    """Return what `child` prints, from a process of its own."""
     root = Path(__file__).resolve().parents[1]
     with tempfile.TemporaryDirectory() as folder:
         draw(Path(folder, "data"), images)
-        command = [sys.executable, "-m", "benchmarks.memory", folder, str(images), str(steps)]
+        command = [sys.executable, "-m", "benchmarks.memory", folder, *map(str, (images, steps, workers))]
         done = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True)
-    memory, seconds = done.stdout.split()[-2:]
-    return float(memory), float(seconds)
+    return tuple(map(float, done.stdout.split()[-3:]))
 
 
 def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
@@ -67,13 +103,15 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
     if not go_on():
         yield "not run: time is up"
         return
-    peaks = []
+    found = []
     for images in chosen.images:
-        memory, seconds = peak(images, chosen.steps)
-        peaks.append(memory)
+        driver, worker, seconds = peaks(images, chosen.steps, chosen.workers)
+        found.append((driver, worker))
         each = f"{seconds:.0f} s, {1000 * seconds / images:.0f} ms an image"
-        yield f"peak memory of an audit of {images} images, {chosen.steps} steps each: {memory:.0f} MiB ({each})"
-    yield f"ratio {max(peaks) / min(peaks):.2f} (the mark is {MARK})"
+        also = f", its largest worker {worker:.0f} MiB" if chosen.workers > 1 else ""
+        yield f"peak memory of an audit of {images} images, {chosen.steps} steps each: {driver:.0f} MiB{also} ({each})"
+    ratios = [max(each) / min(each) for each in zip(*found, strict=True) if min(each)]
+    yield f"ratio {' and '.join(f'{ratio:.2f}' for ratio in ratios)} (the mark is {MARK})"
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -82,6 +120,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--full", action="store_true", help="120 steps")
     parser.add_argument("--images", type=int, nargs="+", default=[100, 1000])
     parser.add_argument("--steps", type=int, help="steps per attack (3)")
+    parser.add_argument("--workers", type=int, default=1, help="worker processes (%(default)s: none)")
     chosen = parser.parse_args(arguments)
     chosen.steps = chosen.steps or (120 if chosen.full else 3)
     return chosen

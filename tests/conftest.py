@@ -6,6 +6,7 @@ The processes that tests start, and numpy's linear algebra, take the number of t
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import re
 import signal
@@ -22,6 +23,8 @@ import torch
 from medpfl.isolation.parent import Isolated, Worker
 
 torch.set_num_threads(1)
+# The process from which workers are forked imports these once, whichever test starts it.
+multiprocessing.set_forkserver_preload(["medpfl.auditing.work", "medpfl.training.work", "torch._dynamo"])
 pytest.register_assert_rewrite("tests.attacks.attack_contract", "tests.defenses.defense_contract")
 
 SETS = Path(__file__).resolve().parents[2] / "shared" / "data"

@@ -37,7 +37,7 @@ MAY = {
     "auditing": {*STAGES, "engines", "inputs", "inspection", "isolation", "judging", "recording", "runs"},
     "assumptions": {"auditing", "data", "inputs", "judging", "models", "reporting", "runs"},
     "evaluation": {"auditing", "data", "reporting", "runs"},
-    "training": {*STAGES - {"attacks"}, "auditing", "inputs", "inspection", "runs"},
+    "training": {*STAGES - {"attacks"}, "auditing", "engines", "inputs", "inspection", "runs"},
     "federation": {"auditing", "inputs", "judging", "reporting", "runs"},
     "tradeoff": {"auditing", "engines", "inputs", "judging", "metrics", "reporting", "runs", "training"},
     "reproduction": {"auditing", "inputs", "judging", "metrics", "reporting", "runs", "training"},

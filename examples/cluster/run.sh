@@ -14,8 +14,9 @@ export RAY_AUTH_TOKEN
 ray start --head --node-ip-address=127.0.0.1 --port="$port" --num-cpus=1 --include-dashboard=false --block >/dev/null 2>&1 &
 head=$!
 worker=
+end() { kill "$1" 2>/dev/null && wait "$1" || true; }
 # The worker first: it takes leave of the head.
-trap '[ -z "$worker" ] || { kill "$worker"; wait "$worker"; } || true; kill "$head"; wait "$head" || true' EXIT
+trap '[ -z "$worker" ] || end "$worker"; end "$head"' EXIT
 trap 'exit 130' INT TERM
 tries=0
 until RAY_ADDRESS="127.0.0.1:$port" ray status >/dev/null 2>&1; do

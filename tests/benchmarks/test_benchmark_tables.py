@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +21,7 @@ from benchmarks import (
     contested,
     deep,
     filters,
+    kills,
     label_counts,
     memory,
     overhead,
@@ -323,7 +329,7 @@ def test_memory_takes_images_that_differ(tmp_path):
 
 
 def test_memory_compares_the_peaks(monkeypatch):
-    monkeypatch.setattr(memory, "peak", lambda images, steps: (500.0 + images / 10, images * 0.2))
+    monkeypatch.setattr(memory, "peaks", lambda images, steps, _: (500.0 + images / 10, 0.0, images * 0.2))
     *rows, last = memory.lines(memory.parsed([]))
     assert len(rows) == 2
     assert "1000 images, 3 steps each: 600 MiB (200 s, 200 ms an image)" in rows[1]
@@ -332,7 +338,7 @@ def test_memory_compares_the_peaks(monkeypatch):
 
 @pytest.mark.slow
 def test_a_process_of_its_own_tells_its_peak():
-    peak, seconds = memory.peak(12, 1)
+    peak, _, seconds = memory.peaks(12, 1)
     assert 100 < peak < 20_000  # MiB; torch alone is hundreds
     assert seconds > 0
 
@@ -409,3 +415,26 @@ def test_step_order_rows_hold_rates_and_sequences(order):
     labels, ordered = row.split()[-3:-1]
     assert labels in ("0/1", "1/1")
     assert order == "unknown" or (labels, ordered) == ("1/1", "1/1")
+
+
+def test_the_peak_of_workers_is_seen():
+    driver, worker, _ = memory.peaks(12, 1, 2)
+    assert driver > 100
+    assert worker > 100
+
+
+def test_a_row_that_is_lost_or_there_twice_or_changed_after_a_kill_is_counted():
+    names = ("control", "attack", "defense", "draw", "stack", "victim", "position", "grants")
+    rows = [{**dict.fromkeys(names, 0), "victim": victim, "ssim": 0.5} for victim in range(4)]
+    right = kills.compared(rows[::-1], rows)
+    assert (right["rows"], right["lost"], right["twice"], right["changed"]) == (4, 0, 0, 0)
+    wrong = kills.compared([rows[0], rows[1], rows[1], {**rows[2], "ssim": 0.6}], rows)
+    assert (wrong["rows"], wrong["lost"], wrong["twice"], wrong["changed"]) == (4, 1, 1, 1)
+
+
+def test_only_a_process_of_ones_own_is_killed():
+    assert not kills.kill([], random.Random(0))
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert process.pid in memory.children(os.getpid())
+        assert kills.kill([process.pid], random.Random(0))
+    assert process.returncode == -signal.SIGKILL

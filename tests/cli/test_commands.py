@@ -1104,6 +1104,17 @@ def test_an_interruption_of_the_start_is_no_traceback(wait):
     assert err.count("medpfl: interrupted") == 1
 
 
+@pytest.mark.parametrize(("program", "frozen"), [("medpfl", True), ("script.py", False)])
+def test_a_command_ends_without_a_search_for_garbage(program, frozen):
+    """A person's own program that imports the package ends as it wants to."""
+    code = (
+        "import atexit, gc, sys\natexit.register(lambda: print(gc.get_freeze_count() > 0))\n"
+        f"sys.argv[0] = '{program}'\nimport medpfl.cli"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == f"{frozen}\n"
+
+
 @pytest.mark.slow
 def test_a_reader_that_goes_away_is_no_error():
     """Whatever the command: this one prints as all do, and imports little."""

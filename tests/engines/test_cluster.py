@@ -12,9 +12,14 @@ import pytest
 
 import medpfl
 from medpfl import InputError, Run, Victims
+from medpfl.auditing.store import read_rows
+from medpfl.core.progress import report
 from medpfl.engines import cluster
 from medpfl.engines.cluster import Cluster
+from medpfl.engines.engine import Watch
+from medpfl.runs.directory import RUNS
 from tests.auditing.audit_cases import plain, some_images
+from tests.federation.federation_cases import federation, look
 
 pytestmark = [pytest.mark.extra, pytest.mark.slow]
 
@@ -28,6 +33,19 @@ class Slow:
     def __call__(self, number: int) -> int:
         (self.folder / f"{number}-{os.getpid()}").touch()
         time.sleep(0.5)
+        return number
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """Reports half of it until a file is there."""
+
+    mark: Path
+
+    def __call__(self, number: int) -> int:
+        while not self.mark.exists():
+            report(0.5)
+            time.sleep(0.1)
         return number
 
 
@@ -70,6 +88,30 @@ def test_rows_are_those_of_this_process(nodes, tmp_path):
     assert inline == "inline, 1 thread"
     assert ray is not None
     assert ray.startswith("ray, ")
+
+
+def test_progress_within_a_task_is_seen(nodes, tmp_path):
+    class Seeing(Watch):
+        def report(self, place, share, said=str):
+            seen.append((place, share))
+            (tmp_path / "mark").touch()
+
+    seen = []
+    assert list(Cluster(None).results(Reporting(tmp_path / "mark"), [7], Seeing())) == [(0, 7)]
+    assert seen[0] == (0, 0.5)
+
+
+def test_the_rows_of_a_federations_records_are_those_of_this_process(nodes, tmp_path):
+    federation(tmp_path / "received", rounds=(1,))
+    found = []
+    for engine in (None, "ray"):
+        out = tmp_path / "runs" / f"{engine}"
+        look(f"{tmp_path}/received/*/*.safetensors", run=Run(out=out, engine=engine))
+        files = sorted((out / RUNS).glob("*/share/findings.jsonl"))
+        found.append([sorted(plain(list(read_rows(path)), "image"), key=str) for path in files])
+    here, there = found
+    assert here == there
+    assert len(here) == 2
 
 
 def test_other_versions_in_a_worker_are_refused(nodes, tmp_path, monkeypatch):

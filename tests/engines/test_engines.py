@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -14,14 +15,15 @@ from pathlib import Path
 from threading import get_ident
 
 import pytest
+import torch
 
 from medpfl import InputError, Run
 from medpfl.core.progress import report
 from medpfl.engines import choice
 from medpfl.engines.choice import engine_of, workers_of
-from medpfl.engines.engine import TRIES, Inline, Lost, Watch
+from medpfl.engines.engine import TRIES, Again, Inline, Lost, Watch
 from medpfl.engines.processes import Processes
-from medpfl.engines.sending import packed
+from medpfl.engines.sending import packed, shipped
 
 ENGINES = {
     "inline": Inline,
@@ -34,7 +36,7 @@ HERE = ["inline", "one", "two"]
 
 @dataclass(frozen=True)
 class Square:
-    """Squares a number; for -1 it raises, for -2 its process ends the first time, for -3 each time."""
+    """Squares a number; for -1 it raises, for -2 its process ends the first time, for -3 each time; -4 becomes 4."""
 
     folder: Path
 
@@ -47,7 +49,18 @@ class Square:
             os.kill(os.getpid(), signal.SIGKILL)
         if number == -3:
             os.kill(os.getpid(), signal.SIGKILL)
-        return number * number
+        return Again(4) if number == -4 else number * number
+
+
+class Counting:
+    """Returns how often this object was called."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, task: int) -> int:
+        self.count += task
+        return self.count
 
 
 class Noted(Watch):
@@ -87,6 +100,20 @@ def test_nothing_to_do_is_done(name, tmp_path):
 def test_what_the_work_raises_is_raised_here(name, tmp_path):
     with pytest.raises(InputError, match="-1 has no square here"):
         dict(ENGINES[name]().results(Square(tmp_path), [-1, 3]))
+
+
+@engines([*HERE, "ray"])
+def test_a_task_is_replaced_once_the_caller_goes_on(name, tmp_path):
+    watch, kept, tasks = Noted(), list[tuple[int, int]](), [3, -4, 5]
+    for place, result in ENGINES[name]().results(Square(tmp_path), tasks, watch):
+        if isinstance(result, Again):
+            assert (place, result.task) == (1, 4)
+            assert place not in watch.ended
+        else:
+            kept.append((place, result))
+    assert sorted(kept) == [(0, 9), (1, 16), (2, 25)]
+    assert sorted(watch.ended) == [0, 1, 2]
+    assert tasks == [3, -4, 5]
 
 
 @engines(["one", "two", "ray"])
@@ -175,6 +202,25 @@ def test_workers_end_with_their_parent(tmp_path):
         assert sorted(lines[1:]) == ["worked 1\n", "worked 2\n"]
         process.kill()
         assert process.stdout.read() == "", "the workers held the pipe open as long as they lived"
+
+
+def test_a_part_of_a_tensor_travels_without_the_whole():
+    whole = torch.arange(10_000.0)
+    part, turned = whole[:3], torch.arange(6.0).view(2, 3).t()
+    sent = shipped({"part": part, "turned": turned, "numbers": [1, "two", None]})
+    found = pickle.loads(sent)
+    assert len(sent) < 4 * 10_000
+    assert torch.equal(found["part"], part)
+    assert (found["turned"].stride(), found["turned"].tolist()) == (turned.stride(), turned.tolist())
+    assert found["numbers"] == [1, "two", None]
+
+
+def test_a_crew_keeps_its_work_from_one_sequence_to_the_next(tmp_path):
+    for engine in (Inline(), Processes(2)):
+        with engine.crew(Counting()) as crew:
+            counts = [sorted(count for _, count in crew.results(tasks)) for tasks in ([1], [1], [], [1, 1, 1, 1])]
+        assert counts[:3] == [[1], [2], []]
+        assert sum(counts[3]) in (3 + 4 + 5 + 6, 3 + 4 + 1 + 2, 3 + 4 + 5 + 1, 3 + 1 + 2 + 3, 1 + 2 + 3 + 4)
 
 
 def test_work_that_cannot_be_sent_is_refused_with_a_remedy():

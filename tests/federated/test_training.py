@@ -14,7 +14,7 @@ from medpfl.core.types import Batch, Weights
 from medpfl.defenses import ClientDP, GaussianNoise, Mixup, NoDefense, SecAggPlus, TopK
 from medpfl.federated.local import local_update
 from medpfl.federated.ready import prepare
-from medpfl.federated.training import Server, Work, logits_of, play_round, start
+from medpfl.federated.training import Server, Work, close_round, logits_of, play_client, start
 from tests.federated.networks import batch, batch_normed, network, seeded
 
 
@@ -40,7 +40,8 @@ def played(model, batches, plan, rounds=1, defense=None, server=None, who=None):
             for c, b in enumerate(batches)
             if who is None or c in who[number]
         ]
-        standing = play_round(ready, standing, work, defense, server, seed(100 + number)).after
+        done = [play_client(ready, standing.weights, one, defense, standing.clients[one.client]) for one in work]
+        standing = close_round(standing, done, defense, server, seed(100 + number)).after
     return standing
 
 

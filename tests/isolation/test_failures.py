@@ -61,7 +61,7 @@ class Bad(Attack):
 
 SAID = {
     "raises": r"Bad\(what='raises'\) cannot attack this model: division by zero",
-    "memory": "out of memory: lower --memory",
+    "memory": "out of memory, with the update of one victim alone: lower --batch-size or --size",
     "refuses": "^not for me$",
     "exits": r"cannot attack this model: it ended the program \(SystemExit: 0\)",
     "stops": r"cannot attack this model: it raised GeneratorExit",

@@ -81,7 +81,7 @@ def test_an_interrupted_and_a_failed_training(marked, tmp_path, capsys, monkeypa
 
     out = tmp_path / "runs" / "a"
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_play", stop)
+        patch.setattr(Trainer, "_closed", stop)
         assert main(["train", str(marked), *COMMON, "--out", str(out)]) == 130
     assert "the same command continues" in capsys.readouterr().err
     assert MARK.encode() not in everything(out)

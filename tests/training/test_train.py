@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from medpfl import InputError, Plan
 from medpfl.data.partition import Partition
-from medpfl.defenses import DPSGD, SecAggPlus, TopK
+from medpfl.defenses import DPSGD, NoDefense, SecAggPlus, TopK
 from medpfl.training.setup import TrainingSetup
 from medpfl.training.trainer import Trainer
 from tests.auditing.audit_cases import some_images
@@ -69,7 +72,7 @@ def test_the_seed_repeats_it_and_another_does_not():
 def test_stopped_in_a_round_it_ends_with_the_same_rows_and_weights(defense, tmp_path, monkeypatch, ctrl_c):
     options = {"defense": defense, "server_momentum": 0.5, "fraction": 0.7, "clients": 3, "seed": 3}
     whole = small(out=tmp_path / "runs" / "whole", **options)
-    out, played, play = tmp_path / "runs" / "stopped", [], Trainer._play
+    out, played, play = tmp_path / "runs" / "stopped", [], Trainer._closed
 
     def stop(self, number, work):
         done = play(self, number, work)
@@ -78,7 +81,7 @@ def test_stopped_in_a_round_it_ends_with_the_same_rows_and_weights(defense, tmp_
             ctrl_c()
         return done
 
-    monkeypatch.setattr(Trainer, "_play", stop)
+    monkeypatch.setattr(Trainer, "_closed", stop)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             small(out=out, **options)
@@ -88,6 +91,50 @@ def test_stopped_in_a_round_it_ends_with_the_same_rows_and_weights(defense, tmp_
     for name, value in whole.weights.parameters.items():
         assert torch.equal(last.weights.parameters[name], value)
     assert plainly(small(**options).rows) == plainly(whole.rows), "nor does a directory change anything"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("defense", ["TopK(keep=0.2, feedback=True)", "PRECODE(width=4)"])
+def test_workers_train_the_same_weights(defense):
+    """Three clients and two workers, so that each keeps its work for several clients and rounds."""
+    options = {"defense": defense, "server_momentum": 0.5, "clients": 3, "augment": True}
+    here, one, two = (
+        small(**options, engine=engine, workers=workers)
+        for engine, workers in (("inline", None), ("processes", 1), (None, 2))
+    )
+    assert plainly(here.rows) == plainly(one.rows) == plainly(two.rows)
+    for group in ("parameters", "buffers"):
+        for name, value in getattr(here.weights, group).items():
+            for other in (one, two):
+                assert torch.equal(getattr(other.weights, group)[name], value)
+    assert [found.settings["engine"] for found in (here, one, two)] == [
+        "inline, 1 thread", "processes, 1 worker, 1 thread each", "processes, 2 workers, 1 thread each",
+    ]  # fmt: skip
+
+
+@dataclass(frozen=True, repr=False)
+class Deadly(NoDefense):
+    """Ends the process of the first client in the second round while a file is there."""
+
+    place: str = ""
+
+    def update(self, value, state, generator):
+        """Count the rounds."""
+        rounds = state.get("rounds", 0) + 1
+        if rounds == 2 and Path(self.place).exists():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return value, {"rounds": rounds}
+
+
+@pytest.mark.slow
+def test_a_client_whose_worker_ends_each_time_ends_the_training_which_continues(tmp_path):
+    mark, out = tmp_path / "mark", tmp_path / "runs" / "a"
+    mark.touch()
+    options = {"defense": Deadly(str(mark)), "workers": 2, "out": out}
+    with pytest.raises(InputError, match=r"round 2 could not be finished, because client \d was not trained: its work"):
+        small(**options)
+    mark.unlink()
+    assert plainly(small(**options).rows) == plainly(small(defense=Deadly(str(mark))).rows)
 
 
 @pytest.mark.slow
@@ -136,11 +183,11 @@ def test_another_training_is_not_continued(tmp_path):
 
 def test_decay_and_the_plan_reach_the_clients(monkeypatch):
     plans, work = [], TrainingSetup.work
-    monkeypatch.setattr(TrainingSetup, "work", lambda self, n: plans.append(w := work(self, n)) or w)
+    monkeypatch.setattr(TrainingSetup, "work", lambda self, c, n: plans.append((w := work(self, c, n)).plan) or w)
     small(decay=0.5, clients=4, plan=Plan("FedAvg", batch_size=4, local_images=8, epochs=2, learning_rate=0.2))
-    assert [w[0].plan.learning_rate for w in plans] == [0.2, 0.1, 0.05]
-    assert {one.plan.images for w in plans for one in w} == {4}, "a client has 4 or 5 images, and takes a whole batch"
-    assert {one.plan.epochs for w in plans for one in w} == {2}
+    assert [plan.learning_rate for plan in plans[::4]] == [0.2, 0.1, 0.05]
+    assert {plan.images for plan in plans} == {4}, "a client has 4 or 5 images, and takes a whole batch"
+    assert {plan.epochs for plan in plans} == {2}
 
 
 def test_small_clients_have_a_batch_of_what_they_have():
@@ -156,9 +203,9 @@ def test_balanced_clients_draw_evenly(monkeypatch):
     data = some_images(40)
     data = replace(data, labels=(torch.arange(40) >= 32).long())
     seen, work = [], TrainingSetup.work
-    monkeypatch.setattr(TrainingSetup, "work", lambda self, n: seen.append(w := work(self, n)) or w)
+    monkeypatch.setattr(TrainingSetup, "work", lambda self, c, n: seen.append(w := work(self, c, n)) or w)
     small(data, balance=True, holdout=4)
-    for one in (one for w in seen for one in w):
+    for one in seen:
         count = one.batch.labels.bincount(minlength=2)
         assert abs(int(count[0] - count[1])) <= 1
         common = one.batch.images[one.batch.labels == 0]
@@ -167,12 +214,20 @@ def test_balanced_clients_draw_evenly(monkeypatch):
 
 @pytest.mark.slow
 def test_clients_augment_their_images_anew_in_each_round(monkeypatch):
-    kept, work = [], TrainingSetup.work
-    monkeypatch.setattr(TrainingSetup, "work", lambda self, n: kept.append(w := work(self, n)) or w)
+    kept, work = [[]], TrainingSetup.work
+
+    def keep(self, client, number):
+        if client == 0:
+            kept.append([])
+        kept[-1].append(work(self, client, number))
+        return kept[-1][-1]
+
+    monkeypatch.setattr(TrainingSetup, "work", keep)
     data = some_images(24)
     first, again = small(data, augment=True, rounds=2), small(data, augment=True, rounds=2)
     assert plainly(first.rows) == plainly(again.rows)
     assert first.settings["experiment"]["augmented"]
+    kept = kept[1:]
     for batch in (one.batch for round_ in kept for one in round_):
         nearest = (batch.images[:, None] - data.images).abs().amax((2, 3, 4)).min(1).values
         assert nearest.min() > 0.01, "no image is as it was"
@@ -183,7 +238,7 @@ def test_clients_augment_their_images_anew_in_each_round(monkeypatch):
 
 def test_poisson_clients_have_the_same_images_in_every_round(monkeypatch):
     seen, work = {}, TrainingSetup.work
-    keep = lambda self, n: [seen.setdefault(w.client, []).append(w.batch.images) or w for w in work(self, n)]  # noqa: E731
+    keep = lambda self, c, n: seen.setdefault(c, []).append((w := work(self, c, n)).batch.images) or w  # noqa: E731
     monkeypatch.setattr(TrainingSetup, "work", keep)
     result = small(plan=Plan("FedAvg", batch_size=4, sampling="poisson"))
     for images in seen.values():

@@ -67,7 +67,8 @@ def test_every_option_arrives(monkeypatch, tmp_path):
         "--learning-rate=0.3", "--decay=0.9", "--momentum=0.1", "--weight-decay=0.01", "--server-momentum=0.2",
         "--sampling=poisson", "--balance", "--augment", "--sends=buffers", "--mode=eval", "--delta=1e-6", "--size=20",
         "--fit=squash", "--channels=3", "--seed=5", "--device=cpu", "--out=o", "--force", "--quiet",
-        "--local-images=16", "--title=T", "--site=S", "--contact=C", "--alias=A",
+        "--local-images=16", "--engine=inline", "--workers=3", "--threads=2",
+        "--title=T", "--site=S", "--contact=C", "--alias=A",
     ]  # fmt: skip
     assert cli.main(["train", *words]) == 0
     plan = given.pop("plan")
@@ -80,10 +81,10 @@ def test_every_option_arrives(monkeypatch, tmp_path):
         "holdout": 7, "clients": 3, "partition": "P", "rounds": 9, "fraction": 0.5, "decay": 0.9,
         "server_momentum": 0.2, "balance": True, "augment": True, "delta": 1e-6, "size": 20, "fit": "squash",
         "channels": 3, "seed": 5, "device": "cpu", "out": "o", "force": True, "progress": False, "memory": 2.0,
-        "minutes": 2.0, "engine": None, "workers": None, "threads": 1,
+        "minutes": 2.0, "engine": "inline", "workers": 3, "threads": 2,
         "isolate": None, "numbers_only": False, "title": "T", "site": "S", "contact": "C", "alias": "A",
     }  # fmt: skip
-    others = {"memory", "minutes", "isolate", "numbers_only", "engine", "workers", "threads"}
+    others = {"memory", "minutes", "isolate", "numbers_only"}
     assert {*arrived, *given} - others | set(vars(plan)) - {"loss"} == set(options_in(Training))
 
 
@@ -133,7 +134,7 @@ from medpfl import cli
 from medpfl.cli import commands
 from medpfl.training.trainer import Trainer
 
-play = Trainer._play
+play = Trainer._closed
 
 def slow(self, number, work):
     done = play(self, number, work)
@@ -141,7 +142,7 @@ def slow(self, number, work):
         time.sleep(60)
     return done
 
-Trainer._play = slow
+Trainer._closed = slow
 cli.main(sys.argv[1:])
 """
 

@@ -20,8 +20,8 @@ from medpfl.auditing.report import Report, finish
 from medpfl.auditing.scenario import Scenario
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.settings import settings_of
-from medpfl.auditing.store import claimed
-from medpfl.auditing.work import Work
+from medpfl.auditing.store import Store, claimed
+from medpfl.auditing.work import Task, Work
 from medpfl.core.experiments.groups import Reading, Run
 from medpfl.core.experiments.settings import Json, Settings
 from medpfl.core.messages import log, say
@@ -29,7 +29,7 @@ from medpfl.core.progress import phase
 from medpfl.core.roles import Attack, DataSource
 from medpfl.data.images import LabelledImages
 from medpfl.engines.choice import engine_of
-from medpfl.engines.engine import TRIES, Lost, Watch
+from medpfl.engines.engine import TRIES, Again, Lost, Watch
 from medpfl.inputs.parts import Found, data_of
 from medpfl.inputs.standard import standard
 from medpfl.runs.cloak import Cloak
@@ -127,7 +127,7 @@ def executed(
     if (found := finished(scenario, isolation, place, check)) is not None:
         return found
     scenario, tested = feasible(scenario, isolation)
-    run, gaps = scenario.run, list[Json]()
+    run = scenario.run
     out = None if run.out is None else Path(run.out)
     if out is not None:
         made(out)
@@ -142,31 +142,49 @@ def executed(
         with phase("testing what the defenses disclose"):
             settings = isolation.added_to(settings_of(tested, work.player, check), scenario.attacks)
         store.note(settings=settings.to_dict(), jobs=[[*key, count] for key, count in sizes.items()])
-        numbers = [number for number, job in enumerate(jobs) if job.key not in store]
-        todo = [jobs[number] for number in numbers]
-        done = sum(sizes.values()) - sum(job.rows for job in todo)
-        costs = estimated(work.player, todo) if run.visible else None
-        if costs is not None:
-            announced(costs, jobs, todo)
-        with (
-            unchanged(scenario.code, store.directory),
-            watching(sum(sizes.values()), done, run.visible, costs) as shown,
-            closing(engine_of(run).results(work, numbers, _Told(shown, todo))) as results,
-        ):
-            for number, found in results:
-                if isinstance(found, Lost):
-                    gaps.append(_gap(todo[number], found))
-                else:
-                    store.add(todo[number].key, found.rows, tuple(map(torch.tensor, found.pictures)))
-                    log(f"{todo[number].key.named}: {todo[number].rows} images done")
-        if gaps:
-            settings = replace(settings, gaps=tuple(gaps), notes=(*settings.notes, *_of_gaps(gaps)))
+        gaps = _played(work, store, run)
+        if notes := (*_of_split(jobs, store), *_of_gaps(gaps)):
+            settings = replace(settings, gaps=tuple(gaps), notes=(*settings.notes, *notes))
             store.note(settings=settings.to_dict())
         with phase("judging, and writing the pages"):
             report = finish(store, Settings.of(store.cloak(settings.to_dict())), scenario.data.classes)
             if store.directory is not None and not gaps:  # the last step
                 store.directory.note(reported=reported(scenario, isolation, check, report.pages))
             return report
+
+
+def _played(work: Work, store: Store, run: Run) -> list[Json]:
+    """Run the jobs that the store lacks, and return those that could not be done."""
+    jobs, scenario, gaps, split = work.jobs, work.scenario, list[Json](), set[str]()
+    tasks = [
+        Task(number, store.together(job.key, len(job.groups)))
+        for number, job in enumerate(jobs)
+        if job.key not in store
+    ]
+    todo = [jobs[task.number] for task in tasks]
+    rows = sum(job.rows for job in jobs)
+    done = rows - sum(job.rows for job in todo)
+    costs = estimated(work.player, todo) if run.visible else None
+    if costs is not None:
+        announced(costs, jobs, todo)
+    with (
+        unchanged(scenario.code, store.directory),
+        watching(rows, done, run.visible, costs) as shown,
+        closing(engine_of(run).results(work, tasks, _Told(shown, todo))) as results,
+    ):
+        for place, found in results:
+            job, what = todo[place], todo[place].key.named
+            if isinstance(found, Lost):
+                gaps.append(_gap(job, found))
+            elif isinstance(found, Again):
+                store.split(job.key, found.task.most)
+                if what not in split:
+                    say(f"note: {what}: a stack of victims ran out of memory, and is attacked in halves")
+                split.add(what)
+            else:
+                store.add(job.key, found.rows, tuple(map(torch.tensor, found.pictures)))
+                log(f"{what}: {job.rows} images done")
+    return gaps
 
 
 class _Told(Watch):
@@ -192,6 +210,20 @@ def _gap(job: Job, lost: Lost) -> Json:
         "the same command tries it again"
     )
     return {**job.key._asdict(), "images": job.rows, "why": lost.why}
+
+
+def _of_split(jobs: Sequence[Job], store: Store) -> list[str]:
+    """Return the pages' notes on stacks that did not fit into memory, one for each attack and defense."""
+    found: dict[str, list[int]] = {}
+    for job in jobs:
+        if (most := store.together(job.key, len(job.groups))) < len(job.groups):
+            found.setdefault(job.key.named, []).append(most)
+    return [
+        f"{what}: {len(most)} stack{'s' * (len(most) != 1)} of victims ran out of memory and "
+        f"{'was' if len(most) == 1 else 'were'} split, so that at most {min(most)} victim{'s' * (min(most) != 1)} were "
+        "attacked together. A whole stack would have other random starting points. A lower --memory avoids this."
+        for what, most in found.items()
+    ]
 
 
 def _of_gaps(gaps: Sequence[Json]) -> list[str]:

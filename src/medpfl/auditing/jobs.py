@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
@@ -34,6 +34,7 @@ class Job:
         stack: number of the stack.
         knows: True if the attack knows the defense's disclosure.
         control: name of the control, which replaces the sent update; ``""`` if the job is no control.
+        first: number of its first victim in the stack, above 0 in a part of a stack that did not fit into memory.
     """
 
     attack: Attack
@@ -44,11 +45,18 @@ class Job:
     stack: int = 0
     knows: bool = False
     control: str = ""
+    first: int = 0
 
     @cached_property
     def key(self) -> JobKey:
         """The job's name in rows and files."""
         return JobKey(self.control, self.draw, repr(self.defense), repr(self.attack), self.stack, self.knows)
+
+    def parts(self, most: int) -> list[Job]:
+        """Return the job in parts with at most `most` victims."""
+        each = self.rows // max(1, len(self.groups))
+        cut = [(i, self.groups[i : i + most]) for i in range(0, len(self.groups), most)]
+        return [replace(self, groups=groups, rows=each * len(groups), first=i) for i, groups in cut]
 
 
 def jobs_of(scenario: Scenario) -> list[Job]:

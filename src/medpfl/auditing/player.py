@@ -206,16 +206,17 @@ class Player:
         return self._received(job, receive_sums, sums), defense, [one.images for one in made], doubts
 
     def _received(self, job: Job, how: Callable[..., Received], what: list[Any]) -> Received:
-        return how(
-            self._model(job).weights,
-            self.scenario.plan,
-            what,
-            self._threat(job),
-            image_shape=self.scenario.data.shape,
-            num_classes=self.scenario.outputs,
-            label_shape=self.scenario.label_shape,
-            auxiliary=self._others() if "auxiliary" in self.scenario.threat else None,
-        )
+        with explained("the server cannot receive the updates"):
+            return how(
+                self._model(job).weights,
+                self.scenario.plan,
+                what,
+                self._threat(job),
+                image_shape=self.scenario.data.shape,
+                num_classes=self.scenario.outputs,
+                label_shape=self.scenario.label_shape,
+                auxiliary=self._others() if "auxiliary" in self.scenario.threat else None,
+            )
 
     def _placed(self, received: Received, told: Defense, job: Job) -> tuple[Attack, Any]:
         """Return the attack, ready to run, and its input: the observation, or what another process builds it from."""
@@ -242,7 +243,8 @@ class Player:
     def _attack(self, attack: Attack, seen: Any, job: Job) -> Reconstruction:
         # The same under every run seed. If it followed from that seed, an attack could try small seeds until one gave
         # this generator, and then repeat a client's draws of noise, order and masks.
-        generator = generator_of(_PUBLIC, "attack", job.key.attack, job.draw, job.stack)
+        place = [job.stack, *([job.first] if job.first else [])]
+        generator = generator_of(_PUBLIC, "attack", job.key.attack, job.draw, *place)
         most = _ITERATES if self.scenario.criteria.iterates else 0
         with explained(f"{job.key.attack} cannot attack this model"), tracing(most):
             guess = attack(seen, generator)

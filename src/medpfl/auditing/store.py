@@ -58,6 +58,7 @@ class Store:
         self.out = out = None if directory is None else directory.path
         self.sizes = sizes = {cloak(job): size for job, size in sizes.items()}
         self._rows = {} if out is None else _whole_jobs(out / ROWS, sizes)
+        self._split = {} if out is None else _split_in(known_in(out))
         self._pictures: dict[JobKey, tuple[Tensor, Tensor]] = {}
 
     def pictured(self, job: JobKey) -> bool:
@@ -87,6 +88,16 @@ class Store:
         if self.out is not None:
             append(self.out / ROWS, [row.to_dict() for row in rows])  # after the pictures: no row may lack its own
         self._rows[job] = rows
+
+    def split(self, job: JobKey, most: int) -> None:
+        """Note that at most `most` victims of a job are attacked together, which its rows depend on."""
+        self._split[self.cloak(job)] = most
+        if self.directory is not None:
+            self.directory.note(split=[[*key, count] for key, count in self._split.items()])
+
+    def together(self, job: JobKey, victims: int) -> int:
+        """Return how many of a job's victims are attacked together: all, or as many as `split` noted."""
+        return min(victims, self._split.get(self.cloak(job), victims))
 
     def _keep(self, job: JobKey, pictures: dict[str, Tensor]) -> None:
         if self.out is None:
@@ -195,6 +206,15 @@ def _whole_jobs(path: Path, sizes: dict[JobKey, int]) -> dict[JobKey, list[Findi
     for row in read_rows(path):
         rows.setdefault(job_of(row), []).append(row)
     return {job: found for job, found in rows.items() if len(found) == sizes.get(job)}
+
+
+def _split_in(known: dict[str, Any]) -> dict[JobKey, int]:
+    """Return what `Store.split` noted in ``run.json``; entries that it cannot have written are left out."""
+    found, noted = {}, known.get("split")
+    for entry in noted if isinstance(noted, list) else ():
+        if isinstance(entry, list) and list(map(type, entry)) == [str, int, str, str, int, bool, int] and entry[-1] > 0:
+            found[JobKey(*entry[:-1])] = entry[-1]
+    return found
 
 
 def to_bytes(images: Tensor) -> Tensor:

@@ -1,11 +1,16 @@
-"""The work of an audit for an engine: jobs by number, and what they give."""
+"""The work of an audit for an engine: jobs by number, and what they give.
+
+A stack that runs out of memory is attacked in halves. Searches draw the random numbers of a whole stack at once, so the
+rows depend on how a stack was split: the engine's caller keeps that before the halves are attacked (`Again`).
+"""
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,9 +19,24 @@ from medpfl.auditing.player import Player
 from medpfl.auditing.scenario import Scenario
 from medpfl.auditing.scoring import Scorer
 from medpfl.auditing.store import to_bytes
+from medpfl.core import progress
+from medpfl.core.errors import OutOfMemoryError
 from medpfl.core.types import Finding
+from medpfl.engines.engine import Again
 
-__all__ = ["Played", "Work"]
+__all__ = ["Played", "Task", "Work"]
+
+
+class Task(NamedTuple):
+    """A job to play.
+
+    Attributes:
+        number: the job's number in the audit's order.
+        most: most victims to attack together; a larger stack is split.
+    """
+
+    number: int
+    most: int
 
 
 @dataclass(frozen=True)
@@ -34,7 +54,7 @@ class Played:
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """Plays an audit's jobs, by their number in the audit's order.
+    """Plays an audit's jobs.
 
     Attributes:
         scenario: the audit's scenario.
@@ -56,9 +76,36 @@ class Work:
         """The player of these jobs."""
         return Player(self.scenario, self.scorer, self.doubted)
 
-    def __call__(self, number: int) -> Played:
-        """Play a job."""
-        rows, *pictures = self.player(self.jobs[number])
+    def __call__(self, task: Task) -> Played | Again:
+        """Play a job; if it runs out of memory, return the same with at most half as many victims together.
+
+        Raises:
+            InputError: as for `Player`; an `OutOfMemoryError` if one victim is too much.
+        """
+        job = self.jobs[task.number]
+        parts = job.parts(task.most)
+        try:
+            played = []
+            for i, part in enumerate(parts):
+                with progress.part(i / len(parts), (i + 1) / len(parts)):
+                    played.append(self._played(part))
+        except OutOfMemoryError as error:
+            largest = len(parts[0].groups)
+            if largest == 1:
+                raise OutOfMemoryError(
+                    f"{job.key.named}: out of memory, with the update of one victim alone: lower --batch-size or "
+                    "--size, use fewer --workers, or another --device"
+                ) from error
+            again = Again(task._replace(most=-(-largest // 2)))
+        else:
+            rows = [row for one in played for row in one.rows]
+            return Played(rows, tuple(map(np.concatenate, zip(*(one.pictures for one in played), strict=True))))
+        gc.collect()  # the error's frames refer to each other, and hold the memory
+        return again
+
+    def _played(self, part: Job) -> Played:
+        rows, *pictures = self.player(part)
+        rows = [replace(row, victim=part.first + row.victim) for row in rows] if part.first else rows
         if self.scenario.run.numbers_only:
             return Played(rows, ())
         return Played(rows, tuple(to_bytes(images).numpy() for images in pictures))

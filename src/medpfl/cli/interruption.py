@@ -1,12 +1,15 @@
-"""A handler that ends the program without a traceback if Ctrl-C comes during imports, which take a second or two.
+"""The end of the program: without a traceback if Ctrl-C comes during imports, which take a second or two, and at once.
 
-Importing this module installs the handler, if the program is the command line. It must come before all other imports.
-`KeyboardInterrupt` is not enough there: partly imported modules and C libraries print or swallow it. No results are
-lost, because no run has begun.
+Importing this module installs a handler for Ctrl-C, if the program is the command line. It must come before all other
+imports. `KeyboardInterrupt` is not enough there: partly imported modules and C libraries print or swallow it. No
+results are lost, because no run has begun. In the end, Python would look for garbage among all objects of torch, which
+takes a second: there is nobody left who needs the memory.
 """
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import signal
 import sys
@@ -48,5 +51,7 @@ def _is_ours(program: str) -> bool:
     return _place(program)[-1] in ("medpfl", "medpfl.exe") or _place(program) == ("medpfl", "__main__.py")
 
 
-if _is_ours(sys.argv[0] if sys.argv else "") and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, interrupted)
+if _is_ours(sys.argv[0] if sys.argv else ""):
+    atexit.register(gc.freeze)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupted)

@@ -7,7 +7,17 @@ import re
 from collections.abc import Iterable, Sequence
 from math import inf
 
-__all__ = ["HIDDEN", "DivergedError", "InputError", "check_positive", "listed", "nearest", "private", "resolved"]
+__all__ = [
+    "HIDDEN",
+    "DivergedError",
+    "InputError",
+    "OutOfMemoryError",
+    "check_positive",
+    "listed",
+    "nearest",
+    "private",
+    "resolved",
+]
 
 
 HIDDEN = "(hidden)"
@@ -54,6 +64,10 @@ class InputError(ValueError):
 
 class DivergedError(InputError):
     """A training produced values that are not finite: its step size or its noise is too large."""
+
+
+class OutOfMemoryError(InputError):
+    """The memory of the device or of this machine was not enough."""
 
 
 def check_positive(**values: float) -> None:

@@ -6,14 +6,17 @@ import os
 import pickle
 import socket
 from collections import deque
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from importlib.metadata import version
+from itertools import count
+from time import monotonic
 from typing import Any
 
 from medpfl.core.errors import InputError
 from medpfl.core.messages import Speech
-from medpfl.engines.engine import TRIES, Engine, Lost, Results, Watch, Work
+from medpfl.core.progress import listening
+from medpfl.engines.engine import TRIES, Again, Crew, Engine, Lost, Results, Watch, Work
 from medpfl.engines.sending import packed
 from medpfl.engines.threads import set_threads
 
@@ -22,7 +25,7 @@ __all__ = ["Cluster"]
 _PACKAGES = ("medpfl", "torch", "numpy")
 """Packages whose versions must be the same in all workers."""
 _TICK = 0.5
-"""Seconds after which a wait for results ends, so that Ctrl-C is heard."""
+"""Seconds after which a wait for results ends, so that Ctrl-C is heard, and between two notes of a task's progress."""
 _PATIENCE = 10.0
 """Seconds in which a cluster must answer."""
 _INSTALL = "pip install 'medpfl[cluster]'"
@@ -41,33 +44,87 @@ class Cluster(Engine):
         _ray()
         self.workers, self.threads, self.device = workers, threads, device
 
-    def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Results:
-        """Compute tasks; see `Engine.results`."""
-        ray = _ray()
-        if not tasks:
-            return
-        payload, watch = packed(work), watch or Watch()
-        address = os.environ.get("RAY_ADDRESS")
-        _connect(address, self.workers, self.threads)
+    @contextmanager
+    def crew(self, work: Work) -> Iterator[Crew]:
+        """Yield the cluster; see `Engine.crew`."""
+        ray, payload = _ray(), packed(work)
+        _connect(os.environ.get("RAY_ADDRESS"), self.workers, self.threads)
         try:
             gpus = 0.0 if self.device == "cpu" else _share(ray.cluster_resources(), self.threads)
             task = ray.remote(num_cpus=self.threads, num_gpus=gpus, max_retries=TRIES - 1)(_perform)
-            shared, told = _stored(payload), {name: version(name) for name in _PACKAGES}
-            todo, running = deque(range(len(tasks))), dict[Any, int]()
-            while todo or running:
-                room = self.workers or int(ray.cluster_resources().get("CPU", 1.0) / self.threads) or 1
-                while todo and len(running) < room:
-                    place = todo.popleft()
-                    running[task.remote(shared, tasks[place], self.threads, told, Speech.now())] = place
-                    watch.begin(place)
-                done, _ = ray.wait(list(running), num_returns=1, timeout=_TICK)
-                for reference in done:
-                    place = running.pop(reference)
-                    result = _result(reference)
-                    watch.end(place)
-                    yield place, result
+            told = {name: version(name) for name in _PACKAGES}
+            shared, board = _stored(payload), _board()
+            yield _Crew(
+                lambda number, one: task.remote(shared, one, self.threads, told, Speech.now(), board, number),
+                self._room,
+                board,
+            )
         finally:
             ray.shutdown()
+
+    def _room(self) -> int:
+        """Return how many tasks the cluster may compute now; nodes come and go."""
+        return self.workers or int(_ray().cluster_resources().get("CPU", 1.0) / self.threads) or 1
+
+
+class _Crew(Crew):
+    def __init__(self, submit: Callable[[int, Any], Any], room: Callable[[], int], board: Any) -> None:
+        self.submit, self.room, self.board = submit, room, board
+        self.numbers, self.look = count(), board.take.remote()
+
+    def results(self, tasks: Sequence[Any], watch: Watch | None = None) -> Results:
+        ray, watch = _ray(), watch or Watch()
+        tasks, todo = list(tasks), deque(range(len(tasks)))
+        running, places = dict[Any, int](), dict[int, int]()  # numbers by reference, places by number
+        while todo or running:
+            room = self.room()
+            while todo and len(running) < room:
+                place, number = todo.popleft(), next(self.numbers)
+                running[self.submit(number, tasks[place])] = number
+                places[number] = place
+                watch.begin(place)
+            done, _ = ray.wait(list(running), num_returns=1, timeout=_TICK)
+            for number, share in self._shares():
+                if number in places:
+                    watch.report(places[number], share)
+            for reference in done:
+                place = places.pop(running.pop(reference))
+                result = _result(reference)
+                if isinstance(result, Again):
+                    tasks[place] = result.task
+                    todo.append(place)
+                else:
+                    watch.end(place)
+                yield place, result
+
+    def _shares(self) -> list[tuple[int, float]]:
+        """Return what workers noted since the last look, if the board has answered; do not wait for it."""
+        ray = _ray()
+        if not ray.wait([self.look], timeout=0)[0]:
+            return []
+        look, self.look = self.look, self.board.take.remote()
+        try:
+            return list(ray.get(look).items())
+        except ray.exceptions.RayError:  # it went with its node, and starts again on another
+            return []
+
+
+class _Board:
+    """Shares of running tasks that are done, by the tasks' numbers: workers note them, and the driver takes them."""
+
+    def __init__(self) -> None:
+        self.shares: dict[int, float] = {}
+
+    def note(self, number: int, share: float) -> None:
+        self.shares[number] = share
+
+    def take(self) -> dict[int, float]:
+        shares, self.shares = self.shares, {}
+        return shares
+
+
+def _board() -> Any:
+    return _ray().remote(num_cpus=0, max_restarts=-1)(_Board).remote()
 
 
 def _ray() -> Any:
@@ -151,7 +208,15 @@ class _Opened:
     work: Any = None
 
 
-def _perform(payload: bytes, task: Any, threads: int, versions: dict[str, str], speech: Speech | None) -> Any:
+def _perform(
+    payload: bytes,
+    task: Any,
+    threads: int,
+    versions: dict[str, str],
+    speech: Speech | None,
+    board: Any,
+    number: int,
+) -> Any:
     """Compute a task in a worker of the cluster."""
     own = {name: version(name) for name in versions}
     if other := [
@@ -163,5 +228,13 @@ def _perform(payload: bytes, task: Any, threads: int, versions: dict[str, str], 
     if _Opened.payload is not payload and _Opened.payload != payload:
         set_threads(threads)
         _Opened.payload, _Opened.work = payload, pickle.loads(payload)
-    with speech.applied() if speech else nullcontext():
+    latest = -_TICK
+
+    def note(share: float, _: Any) -> None:
+        nonlocal latest
+        if (now := monotonic()) - latest >= _TICK:
+            latest = now
+            board.note.remote(number, share)
+
+    with listening(note), speech.applied() if speech else nullcontext():
         return _Opened.work(task)

@@ -7,19 +7,20 @@ its tasks if a process ends, so a shared one would lose its neighbors' tasks too
 from __future__ import annotations
 
 import multiprocessing
+import pickle
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing.sharedctypes import RawArray
+from multiprocessing.sharedctypes import RawValue
 from types import ModuleType
 from typing import Any
 
 from medpfl.core.messages import Speech
-from medpfl.engines.engine import TRIES, Engine, Lost, Results, Watch, Work
-from medpfl.engines.sending import packed
+from medpfl.engines.engine import TRIES, Again, Crew, Engine, Lost, Results, Watch, Work
+from medpfl.engines.sending import packed, shipped
 from medpfl.engines.worker import BEGUN, begin, perform
 
 __all__ = ["Processes", "warm"]
@@ -58,54 +59,74 @@ class Processes(Engine):
     def __init__(self, workers: int, threads: int = 1) -> None:
         self.workers, self.threads = workers, threads
 
-    def results(self, work: Work, tasks: Sequence[Any], watch: Watch | None = None) -> Results:
-        """Compute tasks; see `Engine.results`."""
-        if not tasks:
-            return
-        context = multiprocessing.get_context(_method())
-        payload, shares, speech = packed(work), RawArray("d", len(tasks)), Speech.now()
-
-        def new() -> _Worker:
-            return _Worker(context, lambda alive: (payload, self.threads, shares, alive, speech))
-
-        told, todo, tries = _Told(shares, watch or Watch()), deque(range(len(tasks))), [0] * len(tasks)
-        idle, busy = [new() for _ in range(min(self.workers, len(tasks)))], dict[Future[Any], tuple[int, _Worker]]()
+    @contextmanager
+    def crew(self, work: Work) -> Iterator[Crew]:
+        """Yield processes; see `Engine.crew`."""
+        crew = _Crew(packed(work), self.workers, self.threads)
         try:
-            while todo or busy:
-                while todo and idle:
-                    place, worker = todo.popleft(), idle.pop()
-                    tries[place] += 1
-                    busy[worker.submit(place, tasks[place])] = (place, worker)
-                done, _ = wait(busy, _TICK, FIRST_COMPLETED)
-                told(place for place, _ in busy.values())
-                for future in done:
-                    place, worker = busy[future]
-                    try:
-                        result = future.result()
-                    except BrokenProcessPool:
-                        result, worker = Lost(worker.end()), new()
-                    del busy[future]
-                    idle.append(worker)
-                    if isinstance(result, Lost) and tries[place] < TRIES:
-                        todo.append(place)
-                        continue
-                    told.end(place)
-                    yield place, result
+            yield crew
         finally:
-            for worker in (*idle, *(worker for _, worker in busy.values())):
-                worker.end()
+            crew.end()
+
+
+class _Crew(Crew):
+    def __init__(self, payload: bytes, most: int, threads: int) -> None:
+        self.payload, self.most, self.threads, self.speech = payload, most, threads, Speech.now()
+        self.workers: list[_Worker] = []
+
+    def results(self, tasks: Sequence[Any], watch: Watch | None = None) -> Results:
+        tasks, todo, tries = list(tasks), deque(range(len(tasks))), [0] * len(tasks)
+        told, busy, idle = _Told(watch or Watch()), dict[Future[Any], tuple[int, _Worker]](), [*self.workers]
+        idle += [self._new() for _ in range(min(self.most, len(tasks)) - len(idle))]
+        while todo or busy:
+            while todo and idle:
+                place, worker = todo.popleft(), idle.pop()
+                tries[place] += 1
+                busy[worker.submit(tasks[place])] = (place, worker)
+            done, _ = wait(busy, _TICK, FIRST_COMPLETED)
+            told((place, worker.share.value) for place, worker in busy.values())
+            for future in done:
+                place, worker = busy[future]
+                try:
+                    result = pickle.loads(future.result())
+                except BrokenProcessPool:
+                    self.workers.remove(worker)
+                    result, worker = Lost(worker.end()), self._new()
+                del busy[future]
+                idle.append(worker)
+                if isinstance(result, Lost) and tries[place] < TRIES:
+                    todo.append(place)
+                    continue
+                if isinstance(result, Again):
+                    tasks[place], tries[place] = result.task, 0
+                    todo.append(place)
+                else:
+                    told.end(place)
+                yield place, result
+
+    def _new(self) -> _Worker:
+        context = multiprocessing.get_context(_method())
+        self.workers.append(
+            _Worker(context, lambda share, alive: (self.payload, self.threads, share, alive, self.speech))
+        )
+        return self.workers[-1]
+
+    def end(self) -> None:
+        for worker in self.workers:  # all at once: one after the other, each would wait for its predecessors' ends
+            worker.kill()
+        for worker in self.workers:
+            worker.end()
 
 
 class _Told:
-    """Tells a watch what the workers noted in their shared array."""
+    """Tells a watch what the workers noted in their shared numbers."""
 
-    def __init__(self, shares: Any, watch: Watch) -> None:
-        self.shares, self.watch = shares, watch
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
         self.begun: set[int] = set()
 
-    def __call__(self, running: Iterator[int]) -> None:
-        for place in running:
-            share = self.shares[place]
+    def __call__(self, running: Iterator[tuple[int, float]]) -> None:
+        for place, share in running:
             if share >= BEGUN and place not in self.begun:
                 self.begun.add(place)
                 self.watch.begin(place)
@@ -119,32 +140,46 @@ class _Told:
 
 
 class _Worker:
-    """An executor with one process, which starts with its first task."""
+    """An executor with one process, which starts with its first task.
 
-    def __init__(self, context: Any, arguments: Callable[[Any], tuple[Any, ...]]) -> None:
+    Args:
+        context: from `multiprocessing`.
+        arguments: what `begin` gets, from the shared number and the pipe.
+
+    Attributes:
+        share: shared number with the share of its task that is done.
+    """
+
+    def __init__(self, context: Any, arguments: Callable[[Any, Any], tuple[Any, ...]]) -> None:
+        self.share = RawValue("d", 0.0)
         self._theirs, self._alive = context.Pipe(duplex=False)
-        self._executor = ProcessPoolExecutor(1, context, begin, arguments(self._theirs))
+        self._executor = ProcessPoolExecutor(1, context, begin, arguments(self.share, self._theirs))
         self._process: Any = None
 
-    def submit(self, place: int, task: Any) -> Future[Any]:
+    def submit(self, task: Any) -> Future[Any]:
         """Give it a task."""
+        self.share.value, sent = 0.0, shipped(task)
         try:
             if self._process is not None:
-                return self._executor.submit(perform, place, task)
+                return self._executor.submit(perform, sent)
             before = set(multiprocessing.active_children())
             with _without_main():
-                future = self._executor.submit(perform, place, task)
+                future = self._executor.submit(perform, sent)
             self._process = next(iter(set(multiprocessing.active_children()) - before), None)
         except BrokenProcessPool as error:  # it ended between two tasks
             future = Future[Any]()
             future.set_exception(error)
         return future
 
+    def kill(self) -> None:
+        """End the process at once, and do not wait."""
+        if self._process is not None:
+            self._process.kill()
+
     def end(self) -> str:
         """End the process at once; return how it ended, in words, if that was before."""
         why = _how(None if self._process is None else self._process.exitcode)
-        if self._process is not None:
-            self._process.kill()
+        self.kill()
         self._alive.close()
         self._theirs.close()
         self._executor.shutdown(cancel_futures=True)

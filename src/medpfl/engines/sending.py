@@ -1,4 +1,4 @@
-"""Work as bytes for another process, and its return there. Does not import torch."""
+"""Work, tasks and results as bytes for another process. Does not import torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import cloudpickle
 from medpfl.core.errors import InputError
 from medpfl.core.user_code.modules import own_modules
 
-__all__ = ["packed"]
+__all__ = ["packed", "shipped"]
 
 
 class _Pickler(cloudpickle.Pickler):
@@ -46,3 +46,23 @@ def packed(work: Any) -> bytes:
     finally:
         for module in sent:
             cloudpickle.unregister_pickle_by_value(module)
+
+
+class _Shipper(pickle.Pickler):
+    """Copies a tensor that shares memory with others, whose bytes would come with it."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        torch = sys.modules.get("torch")
+        if torch is not None and isinstance(obj, torch.Tensor) and obj.untyped_storage().nbytes() > obj.nbytes:
+            return obj.detach().clone().__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        return NotImplemented
+
+
+def shipped(value: Any) -> bytes:
+    """Return a task or a result as bytes for `pickle.loads`.
+
+    `multiprocessing` would move each tensor into shared memory, whose files end with the process that made them.
+    """
+    made = BytesIO()
+    _Shipper(made, protocol=pickle.HIGHEST_PROTOCOL).dump(value)
+    return made.getvalue()

@@ -13,6 +13,7 @@ from typing import Any
 
 from medpfl.core.messages import Speech
 from medpfl.core.progress import listening
+from medpfl.engines.sending import shipped
 from medpfl.engines.threads import set_threads
 
 __all__ = ["BEGUN", "begin", "perform"]
@@ -27,39 +28,39 @@ class _State:
     payload: bytes = b""
     threads: int = 1
     work: Any = None
-    shares: Any = None
+    share: Any = None
     speech: Speech | None = None
 
 
-def begin(payload: bytes, count: int, shares: Any, alive: Connection, speech: Speech | None) -> None:
+def begin(payload: bytes, count: int, share: Any, alive: Connection, speech: Speech | None) -> None:
     """Prepare this process for tasks.
 
     Args:
         payload: the work, from `medpfl.engines.sending.packed`. It is opened with the first task, so that an error is
             that task's.
         count: number of torch threads.
-        shares: array for the share of each task that is done.
+        share: shared number for the share of the current task that is done.
         alive: a pipe that closes as soon as this process shall end, at the latest when its parent does.
         speech: the parent's rule for messages.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the parent decides
     Thread(target=_end_with, args=(alive,), daemon=True).start()
-    _State.payload, _State.threads, _State.shares, _State.speech = payload, count, shares, speech
+    _State.payload, _State.threads, _State.share, _State.speech = payload, count, share, speech
 
 
-def perform(place: int, task: Any) -> Any:
-    """Compute a task, and note the share of it that is done."""
+def perform(task: bytes) -> bytes:
+    """Compute a task, and note the share of it that is done; task and result come as bytes (`shipped`)."""
     if _State.work is None:
         _State.work, _State.payload = pickle.loads(_State.payload), b""
         if "torch" in sys.modules:  # other work does not wait for its import
             set_threads(_State.threads)
 
     def note(share: float, _: Any) -> None:
-        _State.shares[place] = max(share, BEGUN)
+        _State.share.value = max(share, BEGUN)
 
     note(BEGUN, None)
     with listening(note), _State.speech.applied() if _State.speech else nullcontext():
-        return _State.work(task)
+        return shipped(_State.work(pickle.loads(task)))
 
 
 def _end_with(alive: Connection) -> None:

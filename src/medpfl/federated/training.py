@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from medpfl.core import progress
 from medpfl.core.errors import DivergedError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense, State
@@ -18,7 +17,7 @@ from medpfl.core.types import Batch, Tensors, Update, Weights
 from medpfl.federated.client import client_round
 from medpfl.federated.server import aggregate
 
-__all__ = ["Played", "Server", "Standing", "Work", "logits_of", "play_round", "start"]
+__all__ = ["Done", "Played", "Server", "Standing", "Work", "close_round", "logits_of", "play_client", "start"]
 
 _CHUNK = 256
 """Number of images in one forward pass."""
@@ -52,6 +51,15 @@ class Work(NamedTuple):
     generator: torch.Generator
 
 
+class Done(NamedTuple):
+    """A client's finished round: the update that it sends, the defense's state, and its number of images."""
+
+    client: int
+    sent: Update
+    state: State
+    images: int
+
+
 class Server(NamedTuple):
     """The server's step: `learning_rate` for gradients (weight differences are added in full), and momentum.
 
@@ -77,36 +85,46 @@ def start(network: nn.Module, defense: Defense, clients: int, generator: torch.G
     return network, Standing(Weights.of(network), {}, (state,) * clients, state, (0,) * clients)
 
 
-def play_round(
-    model: nn.Module,
-    before: Standing,
-    work: Sequence[Work],
-    defense: Defense,
-    server: Server,
-    generator: torch.Generator,
-) -> Played:
-    """Play one round.
+def play_client(model: nn.Module, weights: Weights, work: Work, defense: Defense, state: State) -> Done:
+    """Play one client's round.
 
     Args:
-        model: model after the defense's `model` moment, prepared for the plans.
-        before: the state before the round.
-        work: tasks of the clients that take part, at least one.
+        model: model after the defense's `model` moment, prepared for the plan.
+        weights: the global model's weights before the round.
+        work: the client's task.
         defense: the defense for clients and server. Parts that act only at the server are applied to each client's
             update, with the same result.
+        state: the defense's state at the client.
+
+    Raises:
+        InputError: as in `client_round`.
+    """
+    client, batch, plan, generator = work
+    played = client_round(model, weights, batch, plan, defense, state, generator)
+    return Done(client, played.sent, played.state, len(batch))
+
+
+def close_round(
+    before: Standing, done: Sequence[Done], defense: Defense, server: Server, generator: torch.Generator
+) -> Played:
+    """Aggregate a round's updates, and take the server's step.
+
+    Args:
+        before: the state before the round.
+        done: what the clients' rounds left, by client; at least one.
+        defense: the defense for clients and server.
         server: the server's step.
         generator: generator for the defense's `aggregate` moment.
 
     Raises:
-        InputError: as in `client_round` and in the defense.
+        InputError: as in the defense.
         DivergedError: if an update or the model is not finite.
     """
-    clients, taken, sent = list(before.clients), list(before.taken), []
-    for place, (client, batch, plan, own) in enumerate(work):
-        progress.report(place / len(work), lambda place=place: f"client {place + 1} of {len(work)}")
-        played = client_round(model, before.weights, batch, plan, defense, clients[client], own)
-        _check_finite(played.sent.tensors, f"the update of client {client}")
-        clients[client], taken[client] = played.state, taken[client] + 1
-        sent.append(played.sent)
+    clients, taken = list(before.clients), list(before.taken)
+    for client, update, state, _ in done:
+        _check_finite(update.tensors, f"the update of client {client}")
+        clients[client], taken[client] = state, taken[client] + 1
+    sent = [one.sent for one in done]
     seen, state = defense.aggregate(sent, before.server, generator)
     weights, velocity = _step(before, aggregate(before.weights, seen, server.learning_rate), server.momentum)
     _check_finite(weights.parameters, "the global model")

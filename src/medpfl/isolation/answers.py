@@ -15,7 +15,7 @@ from torch import nn
 from medpfl.auditing.defense_parts import at_client
 from medpfl.core import progress
 from medpfl.core.drawn_layers import DRAWN
-from medpfl.core.errors import InputError, listed
+from medpfl.core.errors import InputError, OutOfMemoryError, listed
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, Defense, Model
 from medpfl.core.trace import tracing
@@ -247,8 +247,8 @@ def _set(numerics: dict[str, Any]) -> None:
 
 def _told(error: BaseException) -> dict[str, Any]:
     """Return an exception's kind, text and traceback. The text carries the marks of `medpfl.core.errors.private`."""
-    if isinstance(error, InputError):
+    kind = "memory" if isinstance(error, MemoryError | torch.OutOfMemoryError | OutOfMemoryError) else "other"
+    if isinstance(error, InputError) and kind == "other":
         return {"error": "input", "text": f"{error}", "trace": ""}
-    kind = "memory" if isinstance(error, MemoryError | torch.OutOfMemoryError) else "other"
     text = quoted(error, reason(error)[:_LONGEST]) + own_line(error)
     return {"error": kind, "text": text, "trace": "".join(traceback.format_exception(error))}

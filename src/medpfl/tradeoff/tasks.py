@@ -90,7 +90,10 @@ def parts_of(experiment: Frontier) -> list[Any]:
 
 
 def training_of(experiment: Frontier, setting: Setting, seed: int, out: Path | None) -> Training:
-    """Return a setting's training under a seed, with its own run directory."""
+    """Return a setting's training under a seed, with its own run directory.
+
+    It runs in one process: a frontier's trainings run at the same time.
+    """
     return Training(
         data=experiment.data,
         model=experiment.model,
@@ -103,7 +106,7 @@ def training_of(experiment: Frontier, setting: Setting, seed: int, out: Path | N
             experiment.run,
             seed=seed,
             out=out,
-            **{name: getattr(Training.run, name) for name in OF_ATTACKS},
+            **{name: getattr(Training.run, name) for name in (*OF_ATTACKS, "engine", "workers")},
         ),
     )
 

@@ -36,7 +36,7 @@ class TrainingSetup:
         model, weights: the model's recipe, and a file with initial weights.
         splits: the images.
         defense, plan, partition, schedule: the scenario; ``plan.local_images = None`` means all of a client's images.
-        seed, device: the run's seed and device.
+        seed, device, threads: the run's seed, device and number of torch threads.
     """
 
     model: Model
@@ -48,6 +48,7 @@ class TrainingSetup:
     schedule: Schedule
     seed: int
     device: torch.device
+    threads: int = 1
 
     @property
     def data(self) -> LabelledImages:
@@ -104,13 +105,14 @@ class TrainingSetup:
             learning_rate=plan.learning_rate * self.schedule.decay ** (number - 1),
         )
 
-    def work(self, number: int) -> list[Work]:
-        """Return the work of each client that takes part in a round."""
+    def participants(self, number: int) -> list[int]:
+        """Return the clients that take part in a round."""
         count = max(1, round(self.schedule.fraction * len(self.clients)))
         order = torch.randperm(len(self.clients), generator=generator_of(self.seed, "participants", number))
-        return [self._work(client, number) for client in sorted(order[:count].tolist())]
+        return sorted(order[:count].tolist())
 
-    def _work(self, client: int, number: int) -> Work:
+    def work(self, client: int, number: int) -> Work:
+        """Return a client's work in a round."""
         plan, generator = self.plan_of(client, number), generator_of(self.seed, "client", number, client)
         chosen = self._chosen(client, plan, generator)
         images = self.data.images[chosen]
@@ -155,6 +157,7 @@ class TrainingSetup:
             **schedule,
             "seed": self.seed,
             "device": str(self.device),
+            "threads": self.threads,
         }
         return Identity(entries, self.code, index)
 

@@ -22,6 +22,9 @@ from medpfl.core.plan import Plan
 from medpfl.core.progress import phase
 from medpfl.core.roles import NO_DEFENSE, DataSource, Defense, Model
 from medpfl.data.images import LabelledImages
+from medpfl.engines.choice import described, engine_of, ready, workers_of
+from medpfl.engines.engine import Inline
+from medpfl.engines.threads import threads
 from medpfl.inputs.parts import defenses_of, model_of, partition_of
 from medpfl.runs.directory import RunDirectory, check_made, check_outside, made
 from medpfl.runs.environment import device_of
@@ -35,11 +38,15 @@ from medpfl.training.setup import TrainingSetup
 from medpfl.training.splits import splits_of
 from medpfl.training.store import TRAINING, TrainingStore, rounds_in, training_in
 from medpfl.training.trainer import Trainer
+from medpfl.training.work import ClientWork
 
 __all__ = ["OF_ATTACKS", "foresee", "perform_training", "train"]
 
-OF_ATTACKS = ("memory", "isolate", "numbers_only", "engine", "workers", "threads")
+OF_ATTACKS = ("memory", "isolate", "numbers_only")
 """Options of a run that a training does not have."""
+
+WORK = (ClientWork.__module__, "torch._dynamo")
+"""Modules that workers import; torch imports the second with its first derivative, which takes seconds."""
 
 
 def train(
@@ -66,7 +73,8 @@ def train(
         schedule: number of rounds, clients per round, and learning rates.
         cohort: how to read images, distribute them among clients and hold some out.
         weights: file with initial weights.
-        run: seed, device, run directory and the like; `memory` and `isolate` do not apply.
+        run: seed, device, run directory, engine and the like; `memory` and `isolate` do not apply. The clients of a
+            round are trained at the same time by several `workers`.
 
     Raises:
         InputError: if anything cannot work (before work begins), or the training diverges.
@@ -79,7 +87,7 @@ def train(
     for name in OF_ATTACKS:
         if getattr(run, name) != getattr(Run, name):
             raise InputError(f"{name} applies to attacks only: leave it out for a training")
-    with pulsing(run.visible):
+    with pulsing(run.visible), ready(run, *WORK):
         setup = _setup(model, data, defense, plan, schedule, cohort, weights, run)
         return _run(setup, None if run.out is None else Path(run.out), run)
 
@@ -107,6 +115,7 @@ def _setup(
         schedule=schedule,
         seed=run.seed,
         device=device_of(run.device),
+        threads=run.threads,
     )
     name_skipped(setup.data.skipped, setup.data.notes)
     check_outside(None if run.out is None else Path(run.out), setup.splits.found.place)
@@ -123,12 +132,13 @@ def foresee(training: Training) -> Outlook:
     )
     out = None if asked.run.out is None else Path(asked.run.out)
     done = 0 if out is None else _done(setup, out, asked.run.force)
-    trainer, rounds = Trainer(setup, TrainingStore(None)), asked.schedule.rounds
-    with phase("timing a round"):
+    rounds = asked.schedule.rounds
+    with phase("timing a round"), threads(asked.run.threads), Inline().crew(ClientWork(setup)) as crew:
+        trainer = Trainer(setup, TrainingStore(None), crew)
         trainer.play(0)
         began = monotonic()
         trainer.play(1)
-        seconds = monotonic() - began
+        seconds = (monotonic() - began) / min(workers_of(asked.run), len(setup.participants(1)))
     done = min(done, rounds + 1)
     what = f"training under {setup.defense!r}"
     step = Step(what, rounds, "rounds", rounds + 1, done, seconds * (rounds + 1 - done))
@@ -172,10 +182,17 @@ def _run(setup: TrainingSetup, out: Path | None, run: Run) -> Trained:
     if out is not None:
         made(out)
     index = study_index(out, setup.data, setup.splits.found.source, setup.splits.found.place, run.force)
-    with training_in(out, setup.identity(index), run.force) as store:
-        trainer = Trainer(setup, store)
+    with (
+        training_in(out, setup.identity(index), run.force) as store,
+        engine_of(run).crew(ClientWork(setup)) as crew,
+    ):
+        trainer = Trainer(setup, store, crew)
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        settings = settings_of(setup, trainer.spent.why) | {"started": started, "about": run.about()}
+        settings = settings_of(setup, trainer.spent.why) | {
+            "engine": described(run),
+            "started": started,
+            "about": run.about(),
+        }
         store.note(settings=settings)
         with unchanged(setup.code, store.directory):
             for number in rounds_of(len(store.rows), setup.schedule.rounds, run.visible):

@@ -11,13 +11,14 @@ from typing import Any
 from torch import nn
 
 from medpfl.auditing.privacy.epsilon import uncovered_statistics
+from medpfl.core import progress
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.rounds import Round, Scores
 from medpfl.core.types import Update, Weights
 from medpfl.data.images import LabelledImages
-from medpfl.federated.ready import prepare
-from medpfl.federated.training import Played, Standing, Work, logits_of, play_round
+from medpfl.engines.engine import Crew, Lost, Watch
+from medpfl.federated.training import Done, Played, Standing, close_round, logits_of
 from medpfl.federated.wire import wire_bytes
 from medpfl.inputs.checkpoint import STATE, WEIGHTS, About, keep, put_weights, round_folder
 from medpfl.metrics.utility import utility
@@ -25,6 +26,7 @@ from medpfl.runs.environment import explained, generator_of, versions
 from medpfl.training.setup import TrainingSetup
 from medpfl.training.state_files import packed, unpacked
 from medpfl.training.store import TrainingStore
+from medpfl.training.work import ClientTask
 
 __all__ = ["Trainer"]
 
@@ -35,12 +37,12 @@ class Trainer:
     Args:
         setup: the training.
         store: store for its rows and checkpoints.
+        crew: the workers that play the clients' rounds, with a `medpfl.training.work.ClientWork`.
     """
 
-    def __init__(self, setup: TrainingSetup, store: TrainingStore) -> None:
-        self.setup, self.store, self.versions = setup, store, versions()
+    def __init__(self, setup: TrainingSetup, store: TrainingStore, crew: Crew) -> None:
+        self.setup, self.store, self.crew, self.versions = setup, store, crew, versions()
         self.network, self.standing = setup.begin()
-        self.model = prepare(self.network, setup.plan)
         if store.out is not None and store.rows:
             self.standing = self._read(store.rows[-1].round)
         self.spent = Spent(setup, self.network)
@@ -52,29 +54,45 @@ class Trainer:
 
     def play(self, number: int) -> None:
         """Run a round and store it; round 0 is the model before training."""
-        began, work = time.perf_counter(), self.setup.work(number) if number else []
-        before, sent = self.standing, ()
-        if work:
+        began, before, done = time.perf_counter(), self.standing, list[Done]()
+        if number:
+            done = self._clients(number)
             with explained("a round cannot be run"):
-                self.standing, sent = self._play(number, work)
-        row = self._row(number, work, before.weights, sent)
+                self.standing, _ = self._closed(number, done)
+        row = self._row(number, done, before.weights)
         if self.store.out is not None:
             self._keep(number)
         self.store.add(replace(row, seconds=time.perf_counter() - began))
 
-    def _play(self, number: int, work: list[Work]) -> Played:
-        setup = self.setup
-        generator = generator_of(setup.seed, "server", number)
-        return play_round(self.model, self.standing, work, setup.defense, setup.server(number), generator)
+    def _clients(self, number: int) -> list[Done]:
+        """Play the round of each client that takes part.
 
-    def _row(self, number: int, work: list[Work], before: Weights, sent: Sequence[Update]) -> Round:
-        setup = self.setup
+        Raises:
+            InputError: as for `ClientWork`, or a client's worker ended each time.
+        """
+        clients, before = self.setup.participants(number), self.standing
+        tasks = [ClientTask(number, client, before.weights, before.clients[client]) for client in clients]
+        found = dict(self.crew.results(tasks, _Told(len(tasks))))
+        for place, done in found.items():
+            if isinstance(done, Lost):
+                raise InputError(
+                    f"round {number} could not be finished, because client {clients[place]} was not trained: "
+                    f"{done.why}; repeat the command to try it again"
+                )
+        return [found[place] for place in range(len(tasks))]
+
+    def _closed(self, number: int, done: Sequence[Done]) -> Played:
+        setup, generator = self.setup, generator_of(self.setup.seed, "server", number)
+        return close_round(self.standing, done, setup.defense, setup.server(number), generator)
+
+    def _row(self, number: int, done: Sequence[Done], before: Weights) -> Round:
+        setup, sent = self.setup, [one.sent for one in done]
         step = {name: t - before.parameters[name] for name, t in self.weights.parameters.items()}
         masked = setup.defense.acts("aggregate")
         return Round(
             round=number,
-            clients=tuple(one.client for one in work),
-            images=sum(len(one.batch) for one in work),
+            clients=tuple(one.client for one in done),
+            images=sum(one.images for one in done),
             scores={name: self._scores(images) for name, images in setup.splits.judged.items()},
             update_norm=float(Update(step).norm()),
             sent_norm=sum(float(u.norm()) for u in sent) / max(len(sent), 1),
@@ -115,6 +133,17 @@ class Trainer:
         weights = Weights.of(self.network)
         own = [{k: t.clone() for k, t in group.items()} for group in (weights.parameters, weights.buffers)]
         return Standing(Weights(*own), **state)
+
+
+class _Told(Watch):
+    """Reports the share of a round's clients that are done."""
+
+    def __init__(self, clients: int) -> None:
+        self.clients, self.done = clients, 0
+
+    def end(self, place: int) -> None:
+        self.done += 1
+        progress.report(self.done / self.clients, lambda: f"{self.done} of {self.clients} clients")
 
 
 class Spent:

@@ -35,4 +35,14 @@ class Training(Options):
         },
     )
     schedule: Schedule = group(Schedule())
-    run: Run = group(Run(), without=("memory", "minutes", "isolate", "numbers_only", "engine", "workers", "threads"))
+    run: Run = group(
+        Run(),
+        without=("memory", "minutes", "isolate", "numbers_only"),
+        texts={
+            "engine": "where clients are trained: in this process (inline), in several (processes), or on a cluster "
+            "(ray: RAY_ADDRESS, or one started here); unset: processes if --workers is above 1",
+            "workers": "number of clients that are trained at the same time; unset: 1, or with --engine as many as "
+            "there are cores",
+            "threads": "torch threads for each client; several speed up large models and change the last digits",
+        },
+    )

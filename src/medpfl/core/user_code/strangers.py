@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from medpfl.core.errors import InputError
+from medpfl.core.errors import InputError, OutOfMemoryError
 from medpfl.core.user_code.modules import own_line, quoted
 
 __all__ = ["explained", "hint", "reason"]
@@ -42,7 +42,7 @@ def explained(what: str, named: bool = False) -> Iterator[None]:
         named: True if the message also names the error's class, as it should for an import.
 
     Raises:
-        InputError: the block failed.
+        InputError: the block failed; an `OutOfMemoryError` if the memory was not enough.
         KeyboardInterrupt: the user pressed Ctrl-C meanwhile.
     """
     with _interrupts() as pressed:
@@ -55,7 +55,7 @@ def explained(what: str, named: bool = False) -> Iterator[None]:
                 raise KeyboardInterrupt from error
             said, kind = reason(error), type(error).__name__
             if kind in _OUT_OF_MEMORY or "out of memory" in said or "allocate memory" in said:
-                raise InputError("out of memory: lower --memory, --batch-size or --size") from error
+                raise OutOfMemoryError("out of memory: lower --memory, --batch-size or --size") from error
             if named and kind not in said:
                 said = f"{kind}: {said}"
             remedy = hint(error)
