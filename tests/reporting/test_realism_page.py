@@ -116,6 +116,14 @@ def test_the_page_holds_no_image_and_has_all_cases(tmp_path):
     assert "--realism --model runs/train" in text, "the page says how to compare a trained model"
 
 
+def test_a_repeated_command_keeps_the_training(tmp_path):
+    unclear = case("batch-8", 0, text="8 images", updates=2, asr_high=0.95)
+    for cases, model in (([], "LeNet"), ([case("trained", 24, text="the model after round 3")], "runs/train")):
+        text = page(overview(unclear, *cases), tmp_path)
+        (command,) = (line for line in text.splitlines() if "--out runs/more" in line)
+        assert f"--model {model}" in command.replace("&#34;", "").replace("&#39;", "").replace('"', "")
+
+
 def test_the_figure_has_a_mark_for_each_known_measure_and_says_all_of_them(monkeypatch):
     kept = []
     from medpfl.reporting.figures.svg import inline

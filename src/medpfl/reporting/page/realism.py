@@ -283,11 +283,13 @@ def _advice(over: Overview, settings: Json) -> Advice:
     steps = []
     if not leaking:
         steps.append(Step("See which attacks suit this model.", f"medpfl check-model {model}"))
+    trained = any(case.name == "trained" for case in over.cases)
     if UNCLEAR in fates or not leaking:
         more = 2 * max(case.union.images for case in over.cases)
         steps.append(Step("Attack more images, so that each case has more updates.",
-                          f"medpfl audit DATA --realism --model {model} --images {more} --out runs/more"))  # fmt: skip
-    if not any(case.name == "trained" for case in over.cases):
+                          f"medpfl audit DATA --realism --model {'runs/train' if trained else model} --images {more} "
+                          "--out runs/more"))  # fmt: skip
+    if not trained:
         steps.append(Step("Train the model, and name the training's directory to compare its last round with round 0.",
                           "medpfl audit DATA --realism --model runs/train --out runs/trained"))  # fmt: skip
     if leaking:
