@@ -34,6 +34,7 @@ Mode = Literal["train", "eval"]
 OURS: dict[str, GradInv | Posterior | WorstCase | iDLG] = {
     "iDLG": iDLG(),
     "GradInv": GradInv(),
+    "GradInv, tv 0.1": GradInv(tv=0.1, rate=0.1),
     "Posterior": Posterior(),
     "WorstCase": WorstCase(),
 }

@@ -264,12 +264,16 @@ def test_a_tally_prints_an_images_share():
 
 
 def test_cells_are_what_they_say():
-    averaging = CELLS["FedAvg, 1 step of 4"].scene("samples", 4, 100)
+    def played(cell, count):
+        chosen = contested.parsed(["--sets", "samples", "--images", str(count)])
+        return CELLS[cell].scene("samples", 100, chosen, LeNet("idlg"), "train")
+
+    averaging = played("FedAvg, 1 step of 4", 4)
     assert averaging.batches.shape[:2] == (1, 4)
     assert averaging.seen.views[0].update.kind == "difference"
     assert averaging.plan.steps == 1
     assert torch.equal(averaging.seen.labels, averaging.labels)
-    clean, noisy = (CELLS[n].scene("samples", 1, 100).seen.views[0].update for n in ("FedAvg, 1 step", "Laplace 1e-2"))
+    clean, noisy = (played(n, 1).seen.views[0].update for n in ("FedAvg, 1 step", "Laplace 1e-2"))
     difference = noisy.tensors["7.weight"] + clean.tensors["7.weight"] / 0.1
     assert difference.abs().mean() == pytest.approx(1e-2, rel=0.1)
 
