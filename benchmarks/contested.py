@@ -22,7 +22,7 @@ from benchmarks.peers import PEERS, missing
 from benchmarks.rows import columns, conditions, identified, now, rate, scores
 from benchmarks.scenes import REPORTED, TUNED, Scene, available, dealt, held_out, known_images, play
 from medpfl import models as model_parts
-from medpfl.attacks import GradInv, Posterior, WorstCase, iDLG
+from medpfl.attacks import APRIL, GradInv, Posterior, WorstCase, iDLG
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, Model
 from medpfl.core.spec import build, registry
@@ -31,12 +31,13 @@ from medpfl.defenses import LaplaceNoise, NoDefense
 
 Mode = Literal["train", "eval"]
 
-OURS: dict[str, GradInv | Posterior | WorstCase | iDLG] = {
+OURS: dict[str, APRIL | GradInv | Posterior | WorstCase | iDLG] = {
     "iDLG": iDLG(),
     "GradInv": GradInv(),
     "GradInv, tv 0.1": GradInv(tv=0.1, rate=0.1),
     "Posterior": Posterior(),
     "WorstCase": WorstCase(),
+    "APRIL": APRIL(),
 }
 """Our attacks by name, for `--ours`; by default, its searches."""
 SEARCHES = ("iDLG", "GradInv", "Posterior")
@@ -179,9 +180,9 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
         yield verdict(row, tallies, list(ours), theirs, sum(case.zero for case, _, _ in scenes))
 
 
-def shortened(attack: GradInv | Posterior | WorstCase | iDLG, steps: int) -> Attack:
+def shortened(attack: APRIL | GradInv | Posterior | WorstCase | iDLG, steps: int) -> Attack:
     """Return the attack with this many steps, or evaluations of `WorstCase`; with its own if `steps` is 0."""
-    if not steps:
+    if not steps or isinstance(attack, APRIL):
         return attack
     return WorstCase(steps) if isinstance(attack, WorstCase) else replace(attack, steps=steps)
 
