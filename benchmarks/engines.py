@@ -118,11 +118,11 @@ def compared(run: Run) -> float:
             data=f"{root}/data",
             model="ConvNet(width=16, depth=2)",
             defense=["LaplaceNoise(scale=0.001)", "TopK(keep=0.1)"],
-            attack=["iDLG(steps=30)"],
+            attack=["iDLG(steps=100)"],
             seeds=2,
             images=16,
             cohort=Cohort(size=32, clients=4),
-            schedule=Schedule(rounds=10),
+            schedule=Schedule(rounds=40),
             run=Run(out=Path(root, "run"), engine=run.engine, workers=run.workers, numbers_only=True),
         )
         began = now()
