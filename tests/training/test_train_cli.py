@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from medpfl import cli
-from medpfl.cli import commands
+from medpfl.cli import asked
 from medpfl.core.experiments.options import options_in
 from medpfl.core.experiments.training import Training
 from medpfl.training.store import read_rounds
@@ -60,7 +60,7 @@ def test_every_option_arrives(monkeypatch, tmp_path):
     given, real = {}, import_module("medpfl.training.train")
     monkeypatch.setattr(real, "train", lambda model, data, **options: given.update(options, model=model, data=data))
     monkeypatch.setattr("medpfl.reporting.terminal.print_training", lambda *_: None)
-    monkeypatch.setattr(commands, "check_words", lambda **_: None)  # these parts do not exist
+    monkeypatch.setattr(asked, "check_words", lambda **_: None)  # these parts do not exist
     words = [
         "folder", "--model=M", "--weights=w", "--defense=A", "--defense=B", "--validation=v", "--test=t", "--holdout=7",
         "--clients=3", "--partition=P", "--rounds=9", "--fraction=0.5", "--algorithm=FedSGD", "--batch-size=8",
