@@ -248,8 +248,7 @@ def test_a_gauss_newton_diagonal_is_that_of_the_jacobian(monkeypatch):
 
 
 def test_a_tally_prints_an_images_share():
-    tally = Tally()
-    tally.add(torch.tensor([1.0, 0.5]), seconds=3.0, evaluations=40)
+    tally = Tally([torch.tensor([1.0, 0.5])], [torch.tensor([True, False])], seconds=3.0, evaluations=40)
     assert tally.line("cell", "method").split() == [
         "cell",
         "method",
@@ -258,6 +257,7 @@ def test_a_tally_prints_an_images_share():
         "[0.01,",
         "0.99]",
         "0.750",
+        "0.50",
         "20",
         "1.50",
     ]
@@ -273,8 +273,9 @@ def test_cells_are_what_they_say():
     assert averaging.seen.views[0].update.kind == "difference"
     assert averaging.plan.steps == 1
     assert torch.equal(averaging.seen.labels, averaging.labels)
-    clean, noisy = (played(n, 1).seen.views[0].update for n in ("FedAvg, 1 step", "Laplace 1e-2"))
-    difference = noisy.tensors["7.weight"] + clean.tensors["7.weight"] / 0.1
+    clean, noisy = (played(n, 1) for n in ("FedAvg, 1 step", "Laplace 1e-2"))
+    sent, gradient = (one.seen.views[0].update.tensors["7.weight"] for one in (clean, noisy))
+    difference = gradient + sent / clean.plan.learning_rate
     assert difference.abs().mean() == pytest.approx(1e-2, rel=0.1)
 
 
