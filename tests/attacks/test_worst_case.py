@@ -11,7 +11,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Observation, Reconstruction
 from medpfl.defenses import LaplaceNoise, TopK
-from medpfl.models import ConvNet
+from medpfl.models import ConvNet, ViT
 from tests.attacks.scenes import scene, smooth, tiny
 
 IMAGES = smooth(3).view(3, 1, 1, 12, 12)
@@ -123,3 +123,11 @@ def test_some_victims_of_an_observation_are_those_that_it_would_hold_alone():
     assert view.channel is not None
     assert view.channel.precision is not None
     assert {len(t) for t in (*view.update.tensors.values(), *view.channel.precision.values())} == {2}
+
+
+@pytest.mark.parametrize(("images", "expected"), [(1, True), (2, False)])
+def test_the_mean_of_a_batch_is_no_explanation(images, expected):
+    """`APRIL` alone applies to a vision transformer; of a batch, it reads a mean."""
+    network, plans = ViT(4, depth=1, width=48).build((1, 12, 12), 3, 0), (Plan(batch_size=images),)
+    assert [type(one).__name__ for one in worst_case.solvers_of(network, plans, (1, 12, 12))] == ["APRIL"]
+    assert worst_case.may_explain(network, plans, (1, 12, 12)) is expected

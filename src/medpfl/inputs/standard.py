@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from medpfl.attacks import GradInv, WorstCase
-from medpfl.attacks.worst_case import ENOUGH, LEAST, solvers_of
+from medpfl.attacks.worst_case import ENOUGH, LEAST, may_explain
 from medpfl.core.roles import Attack
 from medpfl.core.spec import build
 
-__all__ = ["ENOUGH", "LEAST", "budget_of", "kept", "probe", "solvers_of", "standard"]
+__all__ = ["ENOUGH", "LEAST", "budget_of", "kept", "may_explain", "probe", "standard"]
 
 
 def standard(evaluations: int = ENOUGH) -> Attack:

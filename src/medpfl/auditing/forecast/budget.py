@@ -14,7 +14,7 @@ from medpfl.core.messages import say
 from medpfl.core.progress import phase
 from medpfl.core.roles import Attack
 from medpfl.core.types import Weights
-from medpfl.inputs.standard import ENOUGH, LEAST, budget_of, kept, probe, solvers_of, standard
+from medpfl.inputs.standard import ENOUGH, LEAST, budget_of, kept, may_explain, probe, standard
 from medpfl.runs.directory import known_in
 
 __all__ = ["seconds_each", "standard_attack"]
@@ -48,7 +48,7 @@ def standard_attack(scenario: Scenario, also: Iterable[Path] | None = None) -> A
     if also is not None:
         say(f"note: {minutes:g} minutes are too few for searches: the shortest ones run")
         return standard(LEAST)
-    if all(solvers_of(ready, plans, scenario.data.shape) for ready, plans in scenario.scenes()):
+    if all(may_explain(ready, plans, scenario.data.shape) for ready, plans in scenario.scenes()):
         say(f"note: {minutes:g} minutes are too few for searches, so only analytic attacks run; {needed}")
         return standard(0)
     say(f"note: {minutes:g} minutes are too few for searches, and no analytic attack applies: the shortest ones run")
