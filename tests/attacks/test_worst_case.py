@@ -127,7 +127,7 @@ def test_some_victims_of_an_observation_are_those_that_it_would_hold_alone():
 
 @pytest.mark.parametrize(("images", "expected"), [(1, True), (2, False)])
 def test_the_mean_of_a_batch_is_no_explanation(images, expected):
-    """`APRIL` alone applies to a vision transformer; of a batch, it reads a mean."""
+    """Of a batch, `APRIL` reads a mean. No other analytic attack takes a vision transformer's batch."""
     network, plans = ViT(4, depth=1, width=48).build((1, 12, 12), 3, 0), (Plan(batch_size=images),)
-    assert [type(one).__name__ for one in worst_case.solvers_of(network, plans, (1, 12, 12))] == ["APRIL"]
+    assert type(worst_case.solvers_of(network, plans, (1, 12, 12))[-1]).__name__ == "APRIL"
     assert worst_case.may_explain(network, plans, (1, 12, 12)) is expected
