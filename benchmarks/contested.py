@@ -2,9 +2,9 @@
 
 The cases are batches, noise and weight differences, at 32 px. All attacks get the labels. With `--gray`, all images are
 gray in three equal channels, and our attacks know it, as in an audit. *Mean image*: the guess is the mean of the other
-rows' images, without any update. Ours run
-first, with all victims in one stack. A peer takes one update at a time. It then gets as many seconds per update as our
-slowest attack took, or enough for its minimum number of evaluations if that takes longer.
+rows' images, without any update. Ours run first, with all victims in one stack. A peer takes one update at a time. It
+then gets as many seconds per update as our slowest attack took, or enough for its minimum number of evaluations if that
+takes longer.
 """
 
 from __future__ import annotations

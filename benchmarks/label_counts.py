@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +50,7 @@ class Cell:
     """One line of the table; `batch` is 0 for FedAvg."""
 
     model: str
-    mode: str
+    mode: Literal["eval", "train"]
     trained: int
     batch: int
 
@@ -57,14 +58,14 @@ class Cell:
     def plan(self) -> Plan:
         """The client's plan."""
         if self.batch:
-            return Plan(batch_size=self.batch, mode=self.mode)  # type: ignore[arg-type]  (a name from the command line)
+            return Plan(batch_size=self.batch, mode=self.mode)
         rate = RATES.get(self.model, 0.01)
         return Plan(
             "FedAvg",
             batch_size=IMAGES,
             local_images=STEPS * IMAGES,
             learning_rate=rate,
-            mode=self.mode,  # type: ignore[arg-type]
+            mode=self.mode,
         )
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from medpfl.attacks import Separation
 from medpfl.attacks.deep.backward_walk import peel
-from medpfl.attacks.deep.contrast import with_contrast
+from medpfl.attacks.deep.contrast import stated_variances, with_contrast
 from medpfl.attacks.deep.graph import exact, graph_of
 from medpfl.attacks.deep.separated_start import _Reading, entrances, separated_start
 from medpfl.attacks.deep.sources import separate
@@ -262,9 +262,9 @@ def test_sent_statistics_show_the_contrast():
     ready = prepare(network, plan)
     graph = graph_of(ready, Weights.of(ready), (1, 12, 12), 4)
     flat = 0.4 + 0.3 * (shown - 0.4)
-    told = with_contrast(graph, ready, flat, before, dict(after.named_buffers()))
+    told = with_contrast(graph, flat, stated_variances(graph, ready, before, dict(after.named_buffers())))
     assert torch.allclose(told, shown, atol=1e-3)
-    boxed = with_contrast(graph, ready, flat, before, {})
+    boxed = with_contrast(graph, flat, stated_variances(graph, ready, before, {}))
     assert boxed.quantile(0.01) >= 0
     assert boxed.quantile(0.99) <= 1
     assert max(boxed.max() - 1, -boxed.min()) > -0.05  # the contrast fills the box
@@ -274,7 +274,7 @@ def test_the_contrast_is_set_where_only_black_gives_the_first_layer_zeros():
     network = ConvNet(norm="batch").build((1, 12, 12), 3, 0)
     ready, shown = prepare(network, Plan()), varied(2)
     graph = graph_of(ready, Weights.of(network), (1, 12, 12), 2)
-    boxed = with_contrast(graph, ready, 0.3 * shown, {}, {})
+    boxed = with_contrast(graph, 0.3 * shown, {})
     assert torch.allclose(boxed / boxed.max(), shown / shown.max(), atol=1e-5)
     assert abs(boxed.quantile(0.998) - 1) < 0.02
 

@@ -119,14 +119,14 @@ class DeepRGAP(Attack):
         view = seen.views[0]
         check_plans(view.plans)
         graph = graph_of(seen.model, view.weights, seen.image_shape)
-        read, finite, after = [], [], []
+        read, finite, stated = [], [], []
         for v in range(len(seen)):
             progress.report(v / len(seen) / 2, lambda v=v: f"image {v + 1} of {len(seen)}")
             sent = exact({k: t[v] for k, t in view.update.tensors.items()})
             finite.append(all(bool(t.isfinite().all()) for t in sent.values()))
-            after.append({k: t[v] for k, t in (view.update.buffers or {}).items()})
-            told = stated_variances(graph, seen.model, view.weights.buffers, after[-1])
-            read.append(peel(graph, sent, variances=told) if finite[-1] else Peeled({}, ()))
+            after = {k: t[v] for k, t in (view.update.buffers or {}).items()}
+            stated.append(stated_variances(graph, seen.model, view.weights.buffers, after))
+            read.append(peel(graph, sent, variances=stated[-1]) if finite[-1] else Peeled({}, ()))
         like = variables_like(seen)
         guesses = like.new_full((len(seen), 1, *seen.image_shape), _GRAY)
         steps, evaluations = torch.zeros(2, len(seen), dtype=torch.long)
@@ -138,8 +138,8 @@ class DeepRGAP(Attack):
                 guesses[victims], steps[victims], evaluations[victims] = images, found.steps, found.evaluations
                 for v, why in zip(victims.tolist(), found.ended, strict=True):
                     ended[v] = why
-        for v, own in enumerate(after):
-            guesses[v] = with_contrast(graph, seen.model, guesses[v].cpu(), view.weights.buffers, own)
+        for v, variances in enumerate(stated):
+            guesses[v] = with_contrast(graph, guesses[v].cpu(), variances)
         guesses = guesses.clamp(0, 1)
         classes, loss = judged(seen, guesses)
         for v, (why, distance) in enumerate(zip(ended, loss.tolist(), strict=True)):

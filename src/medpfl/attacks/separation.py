@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from medpfl.attacks.deep.backward_walk import peel
 from medpfl.attacks.deep.capacity import capacity
-from medpfl.attacks.deep.contrast import with_contrast
+from medpfl.attacks.deep.contrast import stated_variances, with_contrast
 from medpfl.attacks.deep.front_search import Band, Front
 from medpfl.attacks.deep.graph import Graph, exact, graph_of
 from medpfl.attacks.deep.separated_start import SeparatedStart, separated_start
@@ -144,7 +144,8 @@ class Separation(Attack):
         targets = {k: read.known[k][None].to(variables_like(seen)) for k in read.rim(graph)}
         images, search = self._images(graph, targets, generator)
         after = {k: t[v] for k, t in (view.update.buffers or {}).items()}
-        images = with_contrast(graph, seen.model, images[0].cpu(), view.weights.buffers, after)
+        variances = stated_variances(graph, seen.model, view.weights.buffers, after)
+        images = with_contrast(graph, images[0].cpu(), variances)
         return _Read(images, begun.start.pull.argmin(1), search, _certificate(begun, read))
 
     def _images(self, graph: Graph, targets: dict[Node, Tensor], generator: torch.Generator) -> tuple[Tensor, Solution]:

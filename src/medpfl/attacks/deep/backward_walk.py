@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from medpfl.attacks.deep.contrast import size_factor
 from medpfl.attacks.deep.graph import RECTIFIERS, SHAPES, Graph, layer_name
 from medpfl.attacks.deep.kernel_systems import (
     LARGEST,
@@ -346,10 +347,8 @@ class _Walk:
         self.memory.rectifiers.setdefault(path.rectifier, Corrected(all_, found.states, 0))
         shape, told = self.graph.shapes[path.source], self.variances.get(path.convolution.next)
         value = found.value
-        if told is not None:
-            made = path.layer.convolved(found.value).var(1).clamp(min=1e-300)
-            ratio = (told / made).median().sqrt()  # batch norm hides the size of its inputs
-            value = found.value * ratio if 0 < ratio < torch.inf else found.value
+        if told is not None:  # batch norm hides the size of its inputs
+            value = value * (size_factor(told, path.layer.convolved(value).var(1)) or 1.0)
         error = torch.full_like(value, found.residual * float(value.square().mean().sqrt()))
         self._learn(path.source, unflattened(value, shape), unflattened(error, shape))
 

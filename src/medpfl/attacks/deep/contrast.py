@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.fx import Node
@@ -9,7 +11,7 @@ from torch.fx import Node
 from medpfl.attacks.deep.graph import Graph
 from medpfl.core.types import Tensors
 
-__all__ = ["stated_variances", "with_contrast"]
+__all__ = ["size_factor", "stated_variances", "with_contrast"]
 
 _OPS = torch.ops.aten
 
@@ -42,18 +44,23 @@ def stated_variances(graph: Graph, model: nn.Module, before: Tensors, after: Ten
     return found
 
 
-def with_contrast(graph: Graph, model: nn.Module, images: Tensor, before: Tensors, after: Tensors) -> Tensor:
+def size_factor(told: Tensor, made: Tensor) -> float | None:
+    """Return the factor for values with variances (C,) `made`, so that they have those `told`; ``None`` if unknown."""
+    ratio = (told / made.clamp(min=1e-30)).median().sqrt()
+    return float(ratio) if ratio > 0 and ratio.isfinite() else None
+
+
+def with_contrast(graph: Graph, images: Tensor, variances: Mapping[Node, Tensor]) -> Tensor:
     """Return images (N, C, H, W) in the batch's contrast; unchanged if the first layer does not hide it.
 
     Behind the first convolution, batch norm in train mode removes any factor of the convolution's inputs. With the
-    batch norm's running variance before and after the update, the factor is known. Otherwise, the factor is the largest
+    variance of the batch norm's inputs, the factor is known. Otherwise, the factor is the largest
     one for which the pixels, but for two in a thousand on either side, stay in [0, 1].
 
     Args:
         graph: the model's graph.
-        model: the model, for the batch norm's momentum.
         images: in any contrast.
-        before, after: the buffers before and after the update; ``after`` is empty if they are not sent.
+        variances: from `stated_variances`.
     """
     convolution = next((node for node in graph.nodes if node.target is _OPS.convolution.default), None)
     normal = None if convolution is None else graph.batch_norm(convolution)
@@ -62,7 +69,9 @@ def with_contrast(graph: Graph, model: nn.Module, images: Tensor, before: Tensor
     center = _center(graph, convolution)
     if center is None:
         return images
-    factor = _stated(graph, convolution, images, stated_variances(graph, model, before, after).get(normal))
+    told, factor = variances.get(normal), None
+    if told is not None:
+        factor = size_factor(told, graph.value(images.double().cpu(), convolution).var((0, 2, 3)))
     if factor is None:
         low, high = torch.quantile((images - center).transpose(0, 1).flatten(1), torch.tensor(_TAILS).to(images), dim=1)
         rooms = torch.stack([center.flatten(), 1 - center.flatten()])  # none on a side where the center is the edge
@@ -81,12 +90,3 @@ def _center(graph: Graph, convolution: Node) -> Tensor | None:
         return None
     center = (low / (low - high)).float().view(-1, 1, 1)
     return center if ((center >= 0) & (center <= 1)).all() else None
-
-
-def _stated(graph: Graph, convolution: Node, images: Tensor, told: Tensor | None) -> float | None:
-    """Return the factor that the variances (C,) behind the first convolution show; ``None`` if they are not known."""
-    if told is None:
-        return None
-    made = graph.value(images.double().cpu(), convolution).var((0, 2, 3))
-    ratio = (told / made.clamp(min=1e-30)).median().sqrt()
-    return float(ratio) if ratio > 0 and ratio.isfinite() else None

@@ -51,7 +51,8 @@ def standard_attack(scenario: Scenario, also: Iterable[Path] | None = None) -> A
     if all(may_explain(ready, plans, scenario.data.shape) for ready, plans in scenario.scenes()):
         say(f"note: {minutes:g} minutes are too few for searches, so only analytic attacks run; {needed}")
         return standard(0)
-    say(f"note: {minutes:g} minutes are too few for searches, and no analytic attack applies: the shortest ones run")
+    few = f"note: {minutes:g} minutes are too few for searches"
+    say(f"{few}, and no analytic attack may solve the updates: the shortest ones run")
     return standard(LEAST)
 
 
