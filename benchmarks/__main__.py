@@ -1,6 +1,6 @@
 """``python -m benchmarks``: run a small form of the main benchmarks. ``python -m benchmarks PART``: run one part.
 
-Every part has its own --help. benchmarks/README.md describes the parts and lists their last results.
+Every part has its own --help. benchmarks/README.md describes the parts; benchmarks/results has their last results.
 """
 
 from __future__ import annotations

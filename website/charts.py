@@ -20,11 +20,11 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURES = ROOT / "docs" / "pictures"
 TABLES = {
-    "contested": ("benchmarks/README.md", "### Contested ground"),
+    "contested": ("benchmarks/results/contested.md", "## Contested ground"),
     "frontier": ("docs/defenses.md", "### One frontier, measured"),
     "noise": ("docs/reproduction.md", "## Noise"),
-    "recipes": ("benchmarks/README.md", "### The recipes"),
-    "verdicts": ("benchmarks/README.md", "### Verdicts where the truth is known"),
+    "recipes": ("benchmarks/results/recipes.md", "## The recipes"),
+    "verdicts": ("benchmarks/results/verdicts.md", "# Verdicts where the truth is known"),
 }
 """For each file of rows: the page with the table, and the heading above it."""
 

@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def _outside() -> dict[str, str]:
     """Return the pages of the site that lie outside docs/: name on the site, file in the repository."""
     found = ["CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"]
-    found += [f"{path.relative_to(ROOT)}" for path in sorted((ROOT / "examples").glob("**/README.md"))]
+    pages = (("benchmarks/results", "*.md"), ("examples", "**/README.md"))
+    found += [f"{path.relative_to(ROOT)}" for folder, ending in pages for path in sorted((ROOT / folder).glob(ending))]
     notebooks = [f"{path.relative_to(ROOT)}" for path in sorted((ROOT / "examples").glob("*.ipynb"))]
     return {name: name for name in found} | {name.replace(".ipynb", ".md"): name for name in notebooks}
 

@@ -39,7 +39,7 @@ class Posterior(Attack):
     Ends: at the noise level, not at 0. The objective is then about 1/2 (0.8 for Laplace noise) plus the prior's term.
     The prior keeps the search from fitting the noise.
     Start: nearly gray images (mean 0.5, standard deviation 0.1). A search from noise does not read batches through
-    networks with ReLUs (`benchmarks/README.md`).
+    networks with ReLUs (`benchmarks/results/contested.md`).
     Deviates: begins with stages like iDLG's, the second one longer, for smooth images and the last layer; then anneals
     the variance.
 
