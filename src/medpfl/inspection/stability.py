@@ -20,7 +20,8 @@ from medpfl.runs.environment import generator_of
 __all__ = ["UNSTABLE", "growth_of_changes"]
 
 UNSTABLE = 2.0
-"""Growth above which local steps count as unstable. Steps that train have 0.8 to 1.8 (benchmarks/results/local_steps.md)."""
+"""Growth above which local steps count as unstable. Steps that train have 0.8 to 1.8
+(benchmarks/results/local_steps.md)."""
 
 _STEPS, _TRIES = 8, 2
 """Largest number of steps that are tried, and number of sets of made-up images."""
