@@ -8,9 +8,10 @@ import json
 from dataclasses import dataclass
 
 import pytest
+import torch
 from torch import nn
 
-from medpfl import InputError, Plan, ThreatModel, Victims, audit, realism
+from medpfl import InputError, Plan, Run, ThreatModel, Victims, audit, realism
 from medpfl.assumptions.cases import Meter
 from medpfl.assumptions.run import _prepared, remake
 from medpfl.attacks import iDLG
@@ -38,10 +39,10 @@ def found(tmp_path_factory):
     return flat(realism, data=some_images(12), out=tmp_path_factory.mktemp("runs") / "r", **TINY)
 
 
-def planned(data=None, **options):
-    """Return the cases of a meter, without running an attack."""
+def case(data=None, threads=1, **options):
+    """Return an audit from whose settings a meter begins."""
     asked = {**TINY, "data": some_images(12) if data is None else data, **options}
-    case = AuditCase(
+    return AuditCase(
         asked["model"],
         asked["data"],
         asked["attacks"],
@@ -51,9 +52,13 @@ def planned(data=None, **options):
         asked.get("weights"),
         Victims(images=asked["images"], size=16, clients=asked.get("clients")),
         Experiment.criteria,
-        Experiment.run,
+        Run(threads=threads),
     )
-    with _prepared(Meter.of(case)) as (cases, *_):
+
+
+def planned(data=None, **options):
+    """Return the cases of a meter, without running an attack."""
+    with _prepared(Meter.of(case(data, **options))) as (cases, *_):
         return cases
 
 
@@ -253,6 +258,14 @@ def test_a_training_is_compared_from_its_last_round_to_its_first(tmp_path):
     assert weights.scenarios["favorable"].weights is None
     with pytest.raises(InputError, match="--weights does not go with"):
         planned(model=out, weights=out / "round-3" / "weights.safetensors")
+
+
+def test_all_cases_run_with_the_threads_of_the_command():
+    """So does the test of a record, and the probe that decides a budget: the scene sets them."""
+    before = torch.get_num_threads()
+    with _prepared(Meter.of(case(threads=before + 1))):
+        assert torch.get_num_threads() == before + 1
+    assert torch.get_num_threads() == before
 
 
 def test_the_attack_is_decided_once_for_all_cases(monkeypatch):

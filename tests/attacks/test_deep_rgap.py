@@ -138,6 +138,16 @@ def test_an_update_that_is_not_finite_is_called_so(name, value):
     assert guess.guesses.isfinite().all()
 
 
+def test_a_guess_of_nothing_is_gray_whatever_the_statistics_say():
+    network = ConvNet(width=4, depth=2, norm="batch").build((1, 12, 12), 3, 0)
+    seen = scene(network, smooth(1).view(1, 1, 1, 12, 12), LABELS[:1], Plan(mode="train"))
+    for update in seen.views[0].update.tensors.values():
+        update.normal_(generator=torch.Generator().manual_seed(0))
+    guess = DeepRGAP()(seen, torch.Generator().manual_seed(0))
+    assert guess.ended == ("stalled",)
+    assert (guess.guesses == 0.5).all()
+
+
 @pytest.mark.slow
 def test_what_was_misread_is_not_called_converged():
     guess = tampered(lambda tensors: tensors["stem.0.weight"].mul_(2))  # an image that fits it fits no other layer

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from medpfl.attacks import RGAP, WorstCase, worst_case
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
+from medpfl.core.trace import tracing
 from medpfl.core.types import Observation, Reconstruction
 from medpfl.defenses import LaplaceNoise, TopK
 from medpfl.models import ConvNet, ViT
@@ -17,6 +20,7 @@ from tests.attacks.scenes import scene, smooth, tiny
 IMAGES = smooth(3).view(3, 1, 1, 12, 12)
 LABELS = torch.tensor([[0], [2], [1]])
 GRANTED = ThreatModel(("defense",))
+SMALL = ["Posterior()", "iDLG()"]
 
 
 def generator() -> torch.Generator:
@@ -107,6 +111,45 @@ def test_a_budget_too_small_for_searches_is_no_failure_of_the_attack():
         WorstCase(evaluations=99).check(convolutional().model, (Plan(),), (1, 12, 12))
     with pytest.raises(InputError, match="evaluations is -1"):
         WorstCase(evaluations=-1)
+
+
+class Traced(Certain):
+    """Keeps two iterates."""
+
+    def __call__(self, seen, generator):
+        made = super().__call__(seen, generator)
+        return replace(made, engine="vmap", trace=made.guesses[:, None].expand(-1, 2, -1, -1, -1, -1) * 0.25)
+
+
+def test_it_keeps_the_iterates_of_the_member_it_chose_and_names_the_engine(monkeypatch):
+    monkeypatch.setattr(worst_case, "_SOLVERS", (Certain(), Traced()))
+    found = WorstCase(evaluations=0)(convolutional(), generator())
+    assert (found.engine, found.found_by) == ("vmap", ("Certain()",) * 3)
+    assert found.trace is not None
+    assert torch.equal(found.trace, found.guesses[:, None].expand(-1, 2, -1, -1, -1, -1)), "it has none: its guess"
+    monkeypatch.setattr(worst_case, "_SOLVERS", (Traced(),))
+    assert torch.equal(WorstCase(evaluations=0)(convolutional(), generator()).trace, found.trace * 0.25)
+
+
+def test_an_analytic_attack_has_no_iterates_but_its_guess():
+    with tracing(6):
+        found = WorstCase()(scene(tiny(), IMAGES, LABELS, Plan()), generator())
+    assert (found.engine, found.trace) == ("loop", None)
+
+
+@pytest.mark.parametrize(
+    ("mode", "batch", "names"),
+    [
+        ("train", 2, ["GradInv(tv=0.1, rate=0.1)"]),
+        ("eval", 2, ["Posterior()", "iDLG()"]),
+        ("train", 1, ["Posterior()", "iDLG()"]),
+    ],
+)
+def test_batches_that_batch_norm_mixes_are_searched_on_the_cosine(mode, batch, names):
+    network = ConvNet(width=4, depth=2, norm="batch").build((1, 12, 12), 3, 0)
+    images, labels = smooth(2 * batch).view(2, batch, 1, 12, 12), torch.zeros(2, batch, dtype=torch.long)
+    seen = scene(network, images, labels, Plan(batch_size=batch, mode=mode))
+    assert [search.name for search in worst_case._searches(seen, 200)] == names
 
 
 def test_some_victims_of_an_observation_are_those_that_it_would_hold_alone():

@@ -78,6 +78,11 @@ def test_a_stack_that_runs_out_of_memory_is_halved_and_the_others_stay(audited, 
 
 
 @pytest.mark.slow
+def test_progress_is_shown_through_a_split(audited):
+    assert rows(audited("3 go", Run(progress=True))) == rows(audited("3 go"))
+
+
+@pytest.mark.slow
 def test_the_page_says_it(audited, tmp_path):
     out = tmp_path / "runs" / "a"
     report = audited("2 go", Run(out=out))

@@ -1104,6 +1104,22 @@ def test_an_interruption_of_the_start_is_no_traceback(wait):
     assert err.count("medpfl: interrupted") == 1
 
 
+def test_an_interrupted_command_cleans_up():
+    """It ends workers, and marks rows of changed code."""
+    code = (
+        "import signal, sys\nsys.argv[0] = 'medpfl'\nfrom medpfl.cli import commands, main\n"
+        "def command(*_):\n    try:\n        signal.raise_signal(2)\n    finally:\n        print('cleaned up')\n"
+        "commands.RUN['list'] = command\nsys.exit(main(['list', 'metrics']))"
+    )
+    going = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=_hear_interrupts,  # noqa: PLW1509 (no thread runs here)
+    )  # fmt: skip
+    shown, err = going.communicate(timeout=60)
+    assert (going.returncode, shown) == (130, "cleaned up\n")
+    assert err.count("medpfl: interrupted") == 1
+
+
 @pytest.mark.parametrize(("program", "frozen"), [("medpfl", True), ("script.py", False)])
 def test_a_command_ends_without_a_search_for_garbage(program, frozen):
     """A person's own program that imports the package ends as it wants to."""

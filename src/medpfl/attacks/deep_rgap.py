@@ -135,11 +135,9 @@ class DeepRGAP(Attack):
             for rim, victims in _alike(graph, read):
                 targets = {k: torch.stack([read[v].known[k] for v in victims.tolist()]).to(like) for k in rim}
                 images, found = self._images(graph, targets, Band(gray=seen.gray), generator)
-                guesses[victims], steps[victims], evaluations[victims] = images, found.steps, found.evaluations
-                for v, why in zip(victims.tolist(), found.ended, strict=True):
-                    ended[v] = why
-        for v, variances in enumerate(stated):
-            guesses[v] = with_contrast(graph, guesses[v].cpu(), variances)
+                steps[victims], evaluations[victims] = found.steps, found.evaluations
+                for v, image, why in zip(victims.tolist(), images, found.ended, strict=True):
+                    guesses[v], ended[v] = with_contrast(graph, image.cpu(), stated[v]), why
         guesses = guesses.clamp(0, 1)
         classes, loss = judged(seen, guesses)
         for v, (why, distance) in enumerate(zip(ended, loss.tolist(), strict=True)):

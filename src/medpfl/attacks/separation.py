@@ -23,6 +23,7 @@ from medpfl.attacks.optimize.optimizer import Solution
 from medpfl.attacks.optimize.stacks import variables_like
 from medpfl.core import progress
 from medpfl.core.errors import InputError, check_positive
+from medpfl.core.messages import log
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack
 from medpfl.core.types import Ended, Observation, Reconstruction, Tensors, View
@@ -134,7 +135,8 @@ class Separation(Attack):
             return "nonfinite"
         try:
             begun = separated_start(graph, sent, batches, moved)
-        except InputError:
+        except InputError as error:
+            log(f"{self!r}: nothing was read: {error}")
             return "stalled"
         if batches > 1 or moved:
             labels = torch.cat([start.pull.argmin(1) for start in begun.starts])

@@ -25,6 +25,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack
 from medpfl.core.types import Ended, Observation, Reconstruction
+from medpfl.federated.ready import batch_norms
 
 __all__ = ["ENOUGH", "LEAST", "Search", "WorstCase", "may_explain", "solvers_of"]
 
@@ -38,6 +39,10 @@ _EXACT_SHARES: dict[_Settings, float] = {Posterior(): 0.45, iDLG(): 0.2}
 _NOISY_SHARES: dict[_Settings, float] = {Posterior(): 0.4, iDLG(): 0.3}
 """The searches for exact and for noisy updates of small networks, with their shares of the budget. One of them goes on
 from the best guess with the rest: iDLG fits an exact update best, and Posterior does not fit the noise."""
+
+_MIXED = GradInv(tv=0.1, rate=0.1)
+"""The search for batches whose images batch norm in train mode mixes, with the whole budget. Searches with L-BFGS end
+far from such images, and do not improve its guesses (benchmarks/results/contested.md)."""
 
 _RACE = 1.9
 """Cost of a search with a race of label sequences, relative to the search alone (`GradientMatching`'s default)."""
@@ -58,8 +63,8 @@ class WorstCase(Attack):
     Source: MedPFL. As in AutoAttack (Croce and Hein, ICML 2020, arXiv:2003.01690), members with fixed settings replace
     the choice of an attack and its tuning.
     Members: `RGAP`, `DeepRGAP`, `APRIL` and `Separation` where their checks accept the model and the plans. For updates
-    that none of them explains: `Posterior` and `iDLG`, after which one of them continues the best guess, or for deep
-    networks GradInv's settings for these.
+    that none of them explains: `Posterior` and `iDLG`, after which one of them continues the best guess. For deep
+    networks, GradInv's settings for these; for batches under batch norm in train mode, ``GradInv(tv=0.1, rate=0.1)``.
     Choice: a read with a certificate comes first. Otherwise the guess with the highest posterior density is chosen,
     `Posterior`'s objective: the update's likelihood under its noise, and the prior for images. The other members'
     guesses are candidates, so an audit also counts what any member reconstructs.
@@ -138,6 +143,8 @@ def _searches(seen: Observation, evaluations: int) -> list[Search]:
         return [Search(attack, evaluations // len(deep)) for attack in deep]
     if unknown_order(seen):
         return [Search(Posterior(), evaluations)]
+    if batch_norms(seen.model) and any(plan.batch_size > 1 for plan in seen.views[0].plans):
+        return [Search(_MIXED, evaluations)]
     shares = _NOISY_SHARES if _noisy(seen) else _EXACT_SHARES
     return [Search(attack, int(share * evaluations)) for attack, share in shares.items()]
 
@@ -211,6 +218,7 @@ class _Guesses:
         self.ended: list[list[Ended]] = [["nonfinite"] * members for _ in range(len(seen))]
         self.certificates = [[""] * members for _ in range(len(seen))]
         self.names = [""] * members
+        self.engine, self.traces = "loop", dict[int, tuple[Tensor, Tensor]]()
 
     @property
     def unexplained(self) -> Tensor:
@@ -220,6 +228,10 @@ class _Guesses:
     def add(self, member: int, victims: Tensor, made: Reconstruction, name: str) -> None:
         """Add the guesses of a member with this name for some victims (A,)."""
         self.names[member] = name
+        if made.engine != "loop":
+            self.engine = made.engine
+        if made.trace is not None:
+            self.traces[member] = (victims, made.trace)
         finite = made.guesses.flatten(1).isfinite().all(1)
         images = torch.where(finite.view(-1, *[1] * (made.guesses.ndim - 1)), made.guesses, _GRAY)
         shown = images.flatten(1).amin(1) < images.flatten(1).amax(1)  # a gray guess was not read
@@ -237,6 +249,21 @@ class _Guesses:
         for a, v in enumerate(victims.tolist()):
             self.ended[v][member] = made.ended[a]
             self.certificates[v][member] = made.certificates[a] if made.certificates else ""
+
+    def _trace(self, members: Tensor) -> Tensor | None:
+        """Return the iterates (V, T, N, C, H, W) of a member (V,) for each victim, if iterates are kept.
+
+        A guess without as many iterates is repeated.
+        """
+        if not self.traces:
+            return None
+        guesses = self.images[torch.arange(len(members)), members]
+        count = max(trace.shape[1] for _, trace in self.traces.values())
+        found = guesses[:, None].repeat(1, count, *[1] * (guesses.ndim - 1))
+        for member, (victims, trace) in self.traces.items():
+            own = members[victims] == member
+            found[victims[own], : trace.shape[1]] = trace[own].to(found)
+        return found
 
     @property
     def _order(self) -> Tensor:
@@ -262,6 +289,8 @@ class _Guesses:
             loss=self.loss[rows, best],
             steps=self.steps.sum(1),
             evaluations=self.evaluations.sum(1),
+            engine=self.engine,
+            trace=self._trace(best),
             ended=tuple(ended),
             candidates=self.images[rows[:, None], order],
             certificates=tuple(self.certificates[v][m] for v, m in enumerate(best.tolist())),

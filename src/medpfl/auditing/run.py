@@ -97,17 +97,17 @@ class AuditCase:
 
     def report(self) -> Report:
         """Run the audit, and return its report."""
-        with pulsing(self.run.visible), ready(self.run, *WORK), self.scene() as (scenario, isolation, place):
+        with pulsing(self.run.visible), self.scene() as (scenario, isolation, place):
             return executed(scenario, isolation, place)
 
     def outlook(self) -> Outlook:
         """Return the audit's plan; nothing is written."""
-        with ready(self.run), self.scene() as (scenario, isolation, place):
+        with self.scene() as (scenario, isolation, place):
             return foreseen_of(scenario, isolation, place)
 
     @contextmanager
     def scene(self) -> Iterator[tuple[Scenario, Isolation, str]]:
-        """Yield the scenario, its isolation, and the images' place."""
+        """Yield the scenario, its isolation, and the images' place, with the run's engine and threads ready."""
         data, run, victims = self.data, self.run, self.victims
         if isinstance(data, str | Path) and is_pattern(str(data)):
             raise InputError(f"'{data}' is a pattern for several records: use medpfl.audit_federation(records, model)")
@@ -115,7 +115,10 @@ class AuditCase:
             raise InputError(f"'{data}' is a record of an update: use medpfl.audit_record(record, truth, model)")
         given, recipe = defenses_given(self.defenses), model_of(self.model)
         partition = partition_of(victims.partition, victims.clients)
-        with isolating(self.attacks, run.isolate, recipe, given) as isolation:  # before any image is read
+        with (  # before any image is read
+            ready(run, *WORK),
+            isolating(self.attacks, run.isolate, recipe, given) as isolation,
+        ):
             found = images_of(data, victims, run)
             scenario = Scenario(
                 model=recipe,

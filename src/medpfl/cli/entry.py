@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medpfl.cli.interruption import MESSAGE, STATUS  # first, to catch an interruption of the imports below
+from medpfl.cli.interruption import MESSAGE, STATUS, handled  # first, to catch an interruption of the imports below
 
 # isort: split
 import os
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # On a shared machine, spinning threads slow everything down several times over.
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")
         words = list(sys.argv[1:] if arguments is None else arguments)
-        with speaking("--show-paths" in spelled_names(words), words):
+        with handled(), speaking("--show-paths" in spelled_names(words), words):
             return _main(words)
     except KeyboardInterrupt:
         print(MESSAGE, file=sys.stderr)

@@ -14,21 +14,33 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from types import CodeType, FrameType
 from typing import Any
 
-__all__ = ["MESSAGE", "STATUS", "interrupted"]
+__all__ = ["MESSAGE", "STATUS", "handled", "interrupted"]
 
 MESSAGE = "medpfl: interrupted; with --out, the same command continues where it stopped"
 STATUS = 130
 
 
+_HANDLED = ContextVar("_HANDLED", default=False)
+
+
+@contextmanager
+def handled() -> Iterator[None]:
+    """State that the caller handles `KeyboardInterrupt` while the context lasts."""
+    before = _HANDLED.set(True)
+    try:
+        yield
+    finally:
+        _HANDLED.reset(before)
+
+
 def interrupted(number: int, frame: FrameType | None) -> Any:
-    """Raise `KeyboardInterrupt` where `main` handles it; elsewhere and in imports, exit with status 130."""
-    codes = list(_stack(frame))
-    importing = any("importlib._bootstrap" in code.co_filename for code in codes)
-    handled = any(code.co_name == "_main" and _place(code.co_filename) == ("cli", "commands.py") for code in codes)
-    if importing or not handled:
+    """Raise `KeyboardInterrupt` within `handled`; outside it and in imports, exit with status 130."""
+    if not _HANDLED.get() or any("importlib._bootstrap" in code.co_filename for code in _stack(frame)):
         os.write(2, f"{MESSAGE}\n".encode())
         os._exit(STATUS)
     signal.default_int_handler(number, frame)

@@ -22,7 +22,7 @@ def cores() -> int:
 
 
 def workers_of(run: Run) -> int:
-    """Return the number of tasks that a run's engine computes at the same time."""
+    """Return the number of tasks that a run's engine computes at the same time; for a cluster, a guess."""
     if run.engine == "inline":
         return 1
     return run.workers or (1 if run.engine is None else cores())
@@ -68,7 +68,11 @@ def described(run: Run) -> str:
     """
     threads = f"{run.threads} thread{'s' * (run.threads != 1)}"
     count, name = workers_of(run), _name(run)
-    return f"inline, {threads}" if name == "inline" else f"{name}, {count} worker{'s' * (count != 1)}, {threads} each"
+    if name == "inline":
+        return f"inline, {threads}"
+    if name == "ray" and run.workers is None:
+        return f"ray, as many workers as the cluster has room for, {threads} each"
+    return f"{name}, {count} worker{'s' * (count != 1)}, {threads} each"
 
 
 def engine_of(run: Run) -> Engine:

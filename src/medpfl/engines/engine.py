@@ -36,7 +36,8 @@ class Lost(NamedTuple):
 class Again(NamedTuple):
     """The result of work that could not compute a task: another task, which the engine computes in its place.
 
-    The engine yields it too, and goes on once the caller has kept what it must know of it after a kill.
+    The engine yields it too. The caller must save the new task before it asks for the next result, so that a killed run
+    splits the same way.
 
     Attributes:
         task: the other task.
@@ -49,7 +50,7 @@ class Watch:
     """A listener for the state of tasks, by their place in the sequence; this one ignores it."""
 
     def begin(self, place: int) -> None:
-        """Note that a task has begun; it begins again if its worker ends."""
+        """Note that a task has begun. It may begin again: as another task, or if its worker ended."""
 
     def report(self, place: int, share: float, said: Callable[[], str] = str) -> None:
         """Note that a share (0 to 1) of a task is done."""

@@ -20,7 +20,7 @@ from medpfl.core.user_code.copies import copied
 from medpfl.federated.draws import Dropout
 from medpfl.federated.kernels import plain_recurrence
 
-__all__ = ["check_separable", "prepare", "running_statistics", "state_of", "track_statistics"]
+__all__ = ["batch_norms", "check_separable", "prepare", "running_statistics", "state_of", "track_statistics"]
 
 Statistics = dict[str, list[tuple[Tensor, Tensor]]]
 
@@ -54,7 +54,7 @@ def _check_repeatable(name: str, module: nn.Module) -> None:
 
 def check_separable(model: nn.Module) -> None:
     """Raise `InputError` if batch norm in train mode leaves a batch's images without gradients of their own."""
-    for name, layer in _batch_norms(model).items():
+    for name, layer in batch_norms(model).items():
         channels = layer.num_features
         raise InputError(
             f"layer '{name}': batch norm in train mode mixes the images of a batch, so there are no "
@@ -73,7 +73,8 @@ def _takes(model: nn.Module, name: str) -> bool:
     return module._buffers.get(child) is not None or module._parameters.get(child) is not None
 
 
-def _batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Return the batch norms in train mode by name: they mix the images of a batch."""
     return {k: m for k, m in model.named_modules() if isinstance(m, _BatchNorm) and m.training}
 
 
@@ -82,7 +83,7 @@ def track_statistics(model: nn.Module) -> Iterator[Statistics]:
     """Collect (mean, unbiased variance) for every batch that enters a batch norm in train mode."""
     seen: Statistics = {}
     handles = []
-    for name, module in _batch_norms(model).items():
+    for name, module in batch_norms(model).items():
 
         def hook(_: nn.Module, inputs: tuple[Tensor, ...], name: str = name) -> None:
             x = inputs[0].detach()
@@ -100,7 +101,7 @@ def track_statistics(model: nn.Module) -> Iterator[Statistics]:
 def running_statistics(model: nn.Module, before: Tensors, seen: Statistics) -> dict[str, Tensor]:
     """Return the buffers after the seen batches, by PyTorch's exponential (or cumulative) moving average."""
     after = dict(before)
-    for name, module in _batch_norms(model).items():
+    for name, module in batch_norms(model).items():
         if f"{name}.running_mean" not in before:
             continue
         for count, (mean, variance) in enumerate(seen.get(name, []), 1):

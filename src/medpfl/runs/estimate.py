@@ -62,8 +62,9 @@ class Estimate:
         self._now: dict[object, _Started] = {}
 
     def begin(self, key: object) -> None:
-        """Start a job's clock."""
-        self._now = {**self._now, key: _Started(self.todo.pop(key), monotonic())}  # another thread reads them
+        """Start a job's clock, again if the job begins again."""
+        piece = self._now[key].piece if key in self._now else self.todo.pop(key)
+        self._now = {**self._now, key: _Started(piece, monotonic())}  # another thread reads them
 
     def report(self, key: object, share: float) -> None:
         """Note the share of a job that is done, at most (it may end early)."""
@@ -79,7 +80,7 @@ class Estimate:
             self._known[kind] = (guessed + piece.seconds, taken + monotonic() - began)
 
     def expected(self, piece: Piece) -> float | None:
-        """Return a job's expected seconds, by what the most special of its kinds took; ``None`` if nothing is known.
+        """Return a job's expected seconds, by what the most specific of its kinds took; ``None`` if nothing is known.
 
         If no job like it has ended, but one runs, that one's own pace tells.
         """

@@ -17,12 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["RowSpace", "Sources", "separate"]
+__all__ = ["DEVIATIONS", "GAP", "RowSpace", "Sources", "required", "separate"]
 
-_DEVIATIONS = 6.0
-"""Standard deviations of the noise up to which a value counts as zero."""
+DEVIATIONS = 6.0
+"""Standard deviations of the noise up to which a value counts as zero, and two values as the same."""
 
-_GAP = 10.0
+GAP = 10.0
 """Smallest ratio of two neighboring singular values that shows a rank."""
 
 _NEGATIVE = 3.0
@@ -35,7 +35,7 @@ _INDEPENDENT = 1e-3
 """Smallest part of a source, relative to its size, that is not a combination of those found before."""
 
 _SPARE = 10
-"""Zeros that a source must have beyond the rank r; at least r more are required as well."""
+"""Entries that must test a vector beyond its number of unknowns; at least as many more as unknowns are required too."""
 
 _ROUNDING = 1e-14
 """Relative size of a singular value that may be zero."""
@@ -79,7 +79,7 @@ class Sources:
     @property
     def required(self) -> int:
         """Number of zeros from which on a ray counts as a source; a ray found by chance has ``rank - 1``."""
-        return _required(self.rank)
+        return required(self.rank)
 
     @property
     def complete(self) -> bool:
@@ -109,14 +109,15 @@ def separate(matrix: Tensor) -> Sources:
     """
     values = matrix.detach().cpu().double().numpy()
     space = RowSpace.of(values)
-    rays = _certified(space) if space.gap > _GAP else []
+    rays = _certified(space) if space.gap > GAP else []
     inputs = np.array([ray @ space.rows for ray, _ in rays]).reshape(len(rays), values.shape[1])
-    rank = len(space.rows) if space.gap > _GAP else 0
+    rank = len(space.rows) if space.gap > GAP else 0
     return Sources(torch.from_numpy(inputs), tuple(zeros for _, zeros in rays), rank, space.gap, space.noise)
 
 
-def _required(rank: int) -> int:
-    return max(2 * rank, rank + _SPARE)
+def required(unknowns: int) -> int:
+    """Return the number of entries that must test a vector with so many unknowns before it is certified."""
+    return max(2 * unknowns, unknowns + _SPARE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,12 +152,12 @@ class RowSpace:
     def alive(self) -> Any:
         """Basis (r, L) restricted to the channels that are not zero in all rows."""
         height = np.linalg.norm(self.sizes[:, None] * self.rows, axis=0)
-        limit = max(_DEVIATIONS * self.noise * np.sqrt(len(self.rows)), 1e-12 * height.max(initial=0.0))
+        limit = max(DEVIATIONS * self.noise * np.sqrt(len(self.rows)), 1e-12 * height.max(initial=0.0))
         return self.rows[:, height > limit]
 
     def limit(self, ray: Any) -> float:
         """Return the largest size of an entry of ``ray @ rows`` that counts as zero."""
-        return float(_DEVIATIONS * self.noise * np.linalg.norm(ray / self.sizes))
+        return float(DEVIATIONS * self.noise * np.linalg.norm(ray / self.sizes))
 
 
 def _certified(space: RowSpace) -> list[tuple[Any, int]]:
@@ -165,11 +166,11 @@ def _certified(space: RowSpace) -> list[tuple[Any, int]]:
     if len(space.rows) == 1:  # the only term is the row itself
         ray, zeros, positive = _refined(np.ones(1), space.rows, space)
         return [(ray, zeros)] if positive else []
-    if alive.shape[1] < _required(len(space.rows)):
+    if alive.shape[1] < required(len(space.rows)):
         return []
     for candidate in chain(_rays(alive, space), _others(found, alive, space)):
         ray, zeros, positive = _refined(candidate, alive, space)
-        enough = positive and zeros >= _required(len(space.rows)) and _determined(ray, alive, space)
+        enough = positive and zeros >= required(len(space.rows)) and _determined(ray, alive, space)
         if enough and _independent(ray, [one for one, _ in found]):
             found.append((ray, zeros))
         if len(found) == len(space.rows):
@@ -183,7 +184,7 @@ def _determined(ray: Any, alive: Any, space: RowSpace) -> bool:
     """Return True if a ray's zeros stand apart from its other values, and no single one of them decides."""
     values, limit = ray @ alive, _zero_limit(ray, alive, space)
     zero = np.abs(values) < limit
-    if zero.sum() < _required(len(alive)) + _APART * ((values >= limit) & (values < 3 * limit)).sum():
+    if zero.sum() < required(len(alive)) + _APART * ((values >= limit) & (values < 3 * limit)).sum():
         return False
     span = np.linalg.svd(alive[:, zero], full_matrices=False)[2][: len(alive) - 1]
     return bool((span**2).sum(0).max() < _LEVERAGE)
@@ -212,7 +213,7 @@ def _extreme(k: int, found: list[tuple[Any, int]], alive: Any, space: RowSpace) 
 
 
 def _slack(alive: Any, space: RowSpace) -> float:
-    noise = _DEVIATIONS * space.noise * np.sqrt(1.5 * alive.shape[1]) / np.median(space.sizes)
+    noise = DEVIATIONS * space.noise * np.sqrt(1.5 * alive.shape[1]) / np.median(space.sizes)
     return max(float(noise), _SLACK)
 
 

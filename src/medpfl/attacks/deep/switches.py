@@ -21,24 +21,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from medpfl.attacks.deep.sources import RowSpace
+from medpfl.attacks.deep.sources import DEVIATIONS, GAP, RowSpace, required
 
 __all__ = ["Head", "States", "most_images", "separate_states"]
-
-_DEVIATIONS = 6.0
-"""Standard deviations of the noise within which two values are the same."""
 
 _ROUNDED = 1e-6
 """Relative error of a derivative that float32 alone can cause."""
 
-_GAP = 10.0
-"""Smallest ratio of two neighboring singular values that shows a rank."""
-
 _DECISIVE = 10.0
 """An entry tests a vector if its two values differ by more than this many times their error."""
-
-_SPARE = 10
-"""Entries that must test a vector beyond its number of unknowns; at least as many more as unknowns are required too."""
 
 _REACH = 17
 """Largest number of unknowns of one vector with which the search is tried."""
@@ -131,12 +122,7 @@ def most_images(outputs: int, classes: int, most: int) -> int:
     def unknowns(images: int) -> int:
         return images + min(images, classes - 1) - 1
 
-    return sum(unknowns(n) <= _REACH and 2 * _required(unknowns(n)) <= outputs for n in range(1, most + 1))
-
-
-def _required(unknowns: int) -> int:
-    """Return the number of entries that must test a vector."""
-    return max(2 * unknowns, unknowns + _SPARE)
+    return sum(unknowns(n) <= _REACH and 2 * required(unknowns(n)) <= outputs for n in range(1, most + 1))
 
 
 def separate_states(matrix: Tensor, head: Head, run: Callable[[Tensor], Tensor], gain: Tensor) -> States:
@@ -149,7 +135,7 @@ def separate_states(matrix: Tensor, head: Head, run: Callable[[Tensor], Tensor],
         gain: (O,) largest change of the ReLU's inputs per unit of the layer's inputs.
     """
     space = RowSpace.of(matrix.numpy())
-    if not space.gap > _GAP:
+    if not space.gap > GAP:
         return States(matrix.new_zeros(0, matrix.shape[1] - 1), 0, 0)
     search, generator = _Search(matrix, space, head), torch.Generator().manual_seed(0)
     vectors: list[_Vector] = []
@@ -179,7 +165,7 @@ class _Search:
         self.basis, self.head = matrix @ rows.T / sizes, head.weight @ head.directions
         self.rounded = _ROUNDED * head.weight.norm(dim=1)
         height = (self.basis * sizes).norm(dim=1)
-        limit = max(_DEVIATIONS * space.noise * self.rank**0.5, 1e-12 * float(height.max()))
+        limit = max(DEVIATIONS * space.noise * self.rank**0.5, 1e-12 * float(height.max()))
         self.live = ((height > limit) & (self.head.norm(dim=1) > 0)).nonzero()[:, 0]
         pairs = torch.einsum("or,om->orm", self.basis, self.head).flatten(1)
         squares = torch.einsum("om,on->omn", self.head, self.head).flatten(1)
@@ -233,9 +219,9 @@ class _Search:
 
     def _certified(self, states: Tensor) -> list[_Vector]:
         """Return the vectors that their states (V, O) determine and all entries confirm."""
-        found, least = self._fitted(states), _required(self.rank + self.head.shape[1] - 1)
+        found, least = self._fitted(states), required(self.rank + self.head.shape[1] - 1)
         values, opened = self._values(found)
-        errors = _DEVIATIONS * self.noise * (found[:, : self.rank] / self.sizes).norm(dim=1, keepdim=True)
+        errors = DEVIATIONS * self.noise * (found[:, : self.rank] / self.sizes).norm(dim=1, keepdim=True)
         errors = errors + found[:, self.rank :].norm(dim=1, keepdim=True) * self.rounded
         fits = (values - torch.where(states, opened, 0.0)).abs() <= errors
         decisive = (opened.abs() > _DECISIVE * errors)[:, self.live]
@@ -310,7 +296,7 @@ def _read(
     if not inputs.isfinite().all():
         return states.numel(), None
     values = run(inputs)
-    errors = _DEVIATIONS * space.noise * (inverse.norm(dim=1, keepdim=True) / shares.abs()) * gain
+    errors = DEVIATIONS * space.noise * (inverse.norm(dim=1, keepdim=True) / shares.abs()) * gain
     errors = errors + _FORWARD * values.square().mean(1, keepdim=True).sqrt()
     decided = values.abs() > errors
     wrong = int((decided & ((values > 0) != states)).sum())

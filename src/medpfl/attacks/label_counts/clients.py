@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from medpfl.attacks.label_counts.phantoms import phantoms
 from medpfl.core.types import Observation, Tensors
-from medpfl.federated.ready import state_of
+from medpfl.federated.ready import batch_norms, state_of
 
 __all__ = ["Clients", "Head", "contrasts", "made_up"]
 
@@ -70,7 +69,7 @@ def made_up(seen: Observation, head: Head, parameters: Tensors) -> Clients | Non
         head: last layer.
         parameters: the model's parameters.
     """
-    mixes = any(isinstance(m, _BatchNorm) and m.training for m in seen.model.modules())
+    mixes = bool(batch_norms(seen.model))
     count, each = _FAMILIES, _EACH
     if mixes:
         count, each = _FAMILIES_MIXED, max(2, min(seen.views[0].plans[0].batch_size, _MOST_MIXED))

@@ -131,17 +131,20 @@ class RecordCase(RecordOptions, _Pair):
             check: result of `check`, if it was called before.
             secret: secret of the study indices that several audits in memory share.
         """
-        with pulsing(self.run.visible), ready(self.run, *WORK), self.scene(check) as (scenario, isolation, place, told):
+        with pulsing(self.run.visible), self.scene(check) as (scenario, isolation, place, told):
             return executed(scenario, isolation, place, told, secret)
 
     def outlook(self) -> Outlook:
         """Return the plan of the audit; nothing is written."""
-        with ready(self.run), self.scene() as (scenario, isolation, place, told):
+        with self.scene() as (scenario, isolation, place, told):
             return foreseen_of(scenario, isolation, place, told)
 
     @contextmanager
     def scene(self, check: Json | None = None) -> Iterator[tuple[Scenario, Isolation, str, Json | None]]:
-        """Yield the scenario, its isolation, the images' place, and the check of an undefended record."""
+        """Yield the scenario, its isolation, the images' place, and the check of an undefended record.
+
+        The run's engine and threads are ready meanwhile.
+        """
         path, given, recipe = path_of(self.record), defenses_given(self.defenses), model_of(self.model)
         held = read(path)
         several, kept = held.clients, kept_at(self.truth, held.clients)
@@ -153,7 +156,7 @@ class RecordCase(RecordOptions, _Pair):
             shape: Any = held.image_shape
             reading = Reading(size=shape[-1], fit=reading.fit, channels=shape[0])
         entering = recipe if held.pixels is None or held.pixels.plain else Entering(recipe, held.pixels)
-        with isolating(self.attacks, self.run.isolate, entering, given) as isolation:
+        with ready(self.run, *WORK), isolating(self.attacks, self.run.isolate, entering, given) as isolation:
             found = images_of(truth, reading, self.run) if kept is None else found_in(*kept, held, plan)
             images = relabel(found.images, held, plan)
             network = network_of(recipe, images.shape, len(images.classes), seed_of(self.run.seed, "weights", 0))
