@@ -158,7 +158,7 @@ def test_what_was_misread_is_not_called_converged():
 @pytest.mark.slow
 def test_rectifiers_that_cannot_be_put_right_do_not_keep_it_from_ending(monkeypatch):
     network, image = built(), smooth(1, 1, 12)
-    monkeypatch.setattr("medpfl.attacks.deep.backward_walk._SURE", 1e5)  # takes small values for rectified ones
+    monkeypatch.setattr("medpfl.attacks.deep.recovered_values._SURE", 1e5)  # takes small values for rectified ones
     whole = read(network, image)[1]
     monkeypatch.setattr("medpfl.attacks.deep.backward_walk._CORRECTIONS", 1)
     part = read(network, image)[1]

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
-from medpfl.attacks.deep.contrast import size_factor
-from medpfl.attacks.deep.graph import RECTIFIERS, SHAPES, Graph, layer_name
+from medpfl.attacks.deep.contrast import common_factor, size_factor
+from medpfl.attacks.deep.graph import RECTIFIERS, Graph, layer_name
 from medpfl.attacks.deep.kernel_systems import (
     LARGEST,
     LAYERS,
@@ -43,16 +43,13 @@ from medpfl.attacks.deep.normalized_convolution import NormalizedConvolution, So
 from medpfl.attacks.deep.passing import PLACEWISE, SLOPES, derivative, is_affine, obstacle, slope_at
 from medpfl.attacks.deep.pooled_convolution import SPARE_STATES
 from medpfl.attacks.deep.pooled_path import pooled_path
+from medpfl.attacks.deep.recovered_values import RecoveredValues
 from medpfl.attacks.deep.walk_state import Corrected, Memory, Peeled, Pull, Start, compared
 from medpfl.core.types import Tensors
 
 __all__ = ["peel"]
 
 _OPS = torch.ops.aten
-
-_SURE, _SUREST, _BELOW = 6.0, 100.0, 3.0
-"""Standard deviations above zero at which a ReLU counts as on: at least `_SURE`, and `_BELOW` times as many as the
-least value is below zero, up to `_SUREST`. Outputs of a ReLU below zero show errors that the residuals do not."""
 
 _NOISY = 1e-2
 """Relative residual above which a layer's gradient does not determine its inputs."""
@@ -80,7 +77,7 @@ def peel(
     walk = _Walk(graph, gradients, memory, variances or {})
     while not walk.run(start):
         walk = _Walk(graph, gradients, memory, variances or {})
-    known = {node: walk.rectified(node) for node in walk.known}
+    known = {node: walk.known.rectified(node) for node in walk.known}
     reasons = tuple(reason for node, reason in walk.stops if node not in known)
     return compared(graph, Peeled(known, reasons, walk.residuals))
 
@@ -94,8 +91,7 @@ class _Walk:
 
     def __init__(self, graph: Graph, gradients: Tensors, memory: Memory, variances: Mapping[Node, Tensor]) -> None:
         self.graph, self.gradients, self.memory, self.variances = graph, gradients, memory, variances
-        self.known: dict[Node, Tensor] = {}
-        self.errors: dict[Node, Tensor] = {}
+        self.known = RecoveredValues(graph)
         self.pulls: dict[Node, Pull] = {}
         self.exact: dict[Node, Any] = {}
         """Values of the start and of all nodes after it."""
@@ -130,12 +126,12 @@ class _Walk:
         own = float(start.value.square().mean().sqrt())
         size, _ = self.memory.sizes.setdefault(start.node, (own, 0))
         self.exact = self.graph.after({start.node: start.value * (size / own)})
-        self._learn(start.node, self.exact[start.node], torch.zeros_like(start.value))
+        self.known.learn(start.node, self.exact[start.node], torch.zeros_like(start.value))
         self.pulls[self.graph.output] = Pull(start.pull)
 
     def _back(self, node: Node) -> None:
         """Pass the knowledge about a node on to its inputs."""
-        self._invert(node)
+        self.known.invert(node)
         for normal, behind in self.waiting.pop(node, []):
             self._normalized(normal, behind)
         if self.waiting.get(node):  # its inputs stay unknown, and with them a part of the derivative
@@ -199,7 +195,7 @@ class _Walk:
         elif node.target in SLOPES:
             self._add(source, Pull(None if value is None else pull.value * SLOPES[node.target](value)))
         else:
-            on = None if value is None else self._on(node)
+            on = None if value is None else self.known.on(node)
             corrected = self.memory.rectifiers.get(node)
             if corrected is not None:
                 shape = self.graph.shapes[node]
@@ -219,7 +215,7 @@ class _Walk:
             return
         hidden = pull if node in self.exact else self.hidden.get(node, torch.zeros_like(pull))
         shrinking, rest = (flattened(t * on).sum(1) for t in (hidden, pull - hidden))
-        factor = _common_factor(self.gradients[bias] - rest, shrinking)
+        factor = common_factor(self.gradients[bias] - rest, shrinking)
         if factor > 0 and abs(factor - 1) > _SAME_SIZE:
             self.memory.sizes[node] = size / factor, times + 1
             raise _Again
@@ -235,7 +231,7 @@ class _Walk:
         self.passed.add(convolution)
         dy, name = flattened(pull.value), self._layer_name(convolution)
         if source in self.known:
-            delta = layer.derivative(dy, flattened(self.rectified(source)))
+            delta = layer.derivative(dy, flattened(self.known.rectified(source)))
         else:
             equations = len(layer.sent) * layer.sent.shape[2]
             size, _ = self.memory.sizes.get(source, (1.0, 0))
@@ -259,23 +255,12 @@ class _Walk:
                 self._repair(pull, found.odd, layer.told(found.value, rows))
             shape = self.graph.shapes[source]
             self.memory.sizes.setdefault(source, (1.0, 0))
-            self._learn(source, unflattened(found.value, shape), unflattened(found.error, shape))
-            delta = layer.derivative(dy, flattened(self.rectified(source)))
+            self.known.learn(source, unflattened(found.value, shape), unflattened(found.error, shape))
+            delta = layer.derivative(dy, flattened(self.known.rectified(source)))
         (value,) = derivative(self.graph, convolution, unflattened(delta, self.graph.shapes[convolution]))
         assert value is not None
         self.hidden[source] = self.hidden[source] + value if source in self.hidden else value
         self._add(source, Pull(value))
-
-    def rectified(self, node: Node) -> Tensor:
-        """Return a node's known values, without those that a ReLU may have set to 0."""
-        value = self.known[node]
-        return torch.where(self._on(node), value, 0.0) if self.graph.rectifier(node) else value
-
-    def _on(self, node: Node) -> Tensor:
-        """Return which of a node's known values the ReLU before them has passed."""
-        value, error = self.known[node], self.errors[node]
-        below = -float((value / error.clamp(min=1e-300)).min())
-        return value > min(max(_BELOW * below, _SURE), _SUREST) * error
 
     def _solved_inputs(self, node: Node, layer: NormalizedConvolution, dy: Tensor, size: float) -> SolvedInputs | None:
         """Return the inputs of a convolution before a batch norm, reusing an earlier walk's where nothing changed."""
@@ -323,7 +308,7 @@ class _Walk:
         self.residuals[self._layer_name(node)] = found.residual
         if found.odd.any() and pull.open is not None and pull.rectifier is not None:
             self._repair(pull, found.odd, pulls(found.value, gradient[found.odd.nonzero()[:, 0]], where))
-        self._learn(source, unflattened(found.value, shape), unflattened(found.error, shape))
+        self.known.learn(source, unflattened(found.value, shape), unflattened(found.error, shape))
 
     def _pooled(self, node: Node, pull: Tensor) -> None:
         """Recover the inputs of a convolution before an average pooling, and the states of the ReLU between them."""
@@ -350,7 +335,7 @@ class _Walk:
         if told is not None:  # batch norm hides the size of its inputs
             value = value * (size_factor(told, path.layer.convolved(value).var(1)) or 1.0)
         error = torch.full_like(value, found.residual * float(value.square().mean().sqrt()))
-        self._learn(path.source, unflattened(value, shape), unflattened(error, shape))
+        self.known.learn(path.source, unflattened(value, shape), unflattened(error, shape))
 
     def _inputs(self, node: Node, pull: Tensor, gradient: Tensor, where: Tensor, count: int) -> Inputs | None:
         """Return the result of `inputs`, reusing an earlier walk's result for the same pull."""
@@ -391,26 +376,6 @@ class _Walk:
             self.memory.rectifiers[rectifier] = Corrected(rows, states, times)
             raise _Again
 
-    def _learn(self, node: Node, value: Tensor, error: Tensor) -> None:
-        """Keep the more certain of two values."""
-        error = error.reshape(value.shape)
-        if node not in self.known or error.mean() < self.errors[node].mean():
-            self.known[node], self.errors[node] = value, error
-
-    def _invert(self, node: Node) -> None:
-        """Recover an operation's input from its output, if the operation is one to one."""
-        sources = self.graph.sources(node)
-        if node not in self.known or len(sources) != 1:
-            return
-        source, value, error = sources[0], self.known[node], self.errors[node]
-        shape = self.graph.shapes.get(source)
-        if node.target in SHAPES and shape is not None:
-            self._learn(source, value.view(shape), error.view(shape))
-        elif node.target in PLACEWISE and shape is not None and shape == value.shape and is_affine(self.graph, node):
-            low, high = (self.graph.call(node, {source: value.new_full(shape, number)}) for number in (0.0, 1.0))
-            if (high != low).all():
-                self._learn(source, (value - low) / (high - low), error / (high - low).abs())
-
     def _parameter(self, node: Node, place: int) -> str | None:
         """Return the name of the parameter at argument `place` of a node, if it is sent and used only once."""
         name = self.graph.parameter(node, place)
@@ -428,11 +393,3 @@ class _Walk:
     def _layer_name(self, node: Node) -> str:
         names = [self.graph.parameters[n] for n in node.all_input_nodes if n in self.graph.parameters]
         return f"layer '{layer_name(names[0])}'" if names else f"operation '{node.name}'"
-
-
-def _common_factor(left: Tensor, right: Tensor) -> float:
-    """Return the factor f that minimizes the sum of |left - f right|: a weighted median of the ratios."""
-    weight = right.abs()
-    ratio, order = (left / torch.where(right == 0, 1.0, right)).sort()
-    half = weight[order].cumsum(0)
-    return float(ratio[(half < half[-1] / 2).sum().clamp(max=len(ratio) - 1)])

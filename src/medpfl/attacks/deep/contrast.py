@@ -11,7 +11,7 @@ from torch.fx import Node
 from medpfl.attacks.deep.graph import Graph
 from medpfl.core.types import Tensors
 
-__all__ = ["size_factor", "stated_variances", "with_contrast"]
+__all__ = ["common_factor", "size_factor", "stated_variances", "with_contrast"]
 
 _OPS = torch.ops.aten
 
@@ -90,3 +90,11 @@ def _center(graph: Graph, convolution: Node) -> Tensor | None:
         return None
     center = (low / (low - high)).float().view(-1, 1, 1)
     return center if ((center >= 0) & (center <= 1)).all() else None
+
+
+def common_factor(left: Tensor, right: Tensor) -> float:
+    """Return the factor f that minimizes the sum of |left - f right|: a weighted median of the ratios."""
+    weight = right.abs()
+    ratio, order = (left / torch.where(right == 0, 1.0, right)).sort()
+    half = weight[order].cumsum(0)
+    return float(ratio[(half < half[-1] / 2).sum().clamp(max=len(ratio) - 1)])

@@ -58,7 +58,7 @@ class Peeled:
     """Recovered values.
 
     Attributes:
-        known: values by node. ReLU outputs are 0 where they may be.
+        known: values by node. A ReLU's outputs are 0 wherever it may have been off.
         reasons: why other values were not recovered, last layer first.
         residuals: relative residual of each solved layer by name, last layer first.
         differences: for recovered ReLU outputs that follow from earlier ones, the relative difference between the two,
