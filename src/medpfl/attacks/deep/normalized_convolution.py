@@ -234,16 +234,16 @@ def normalized_layer(graph: Graph, normal: Node, gradients: Tensors) -> Normaliz
         return None
     values, before = {graph.parameters[n]: graph.fixed[n] for n in graph.parameters}, graph.sources(source)[0]
     return NormalizedConvolution(
-        values[kernel],
-        geometry_of(source),
-        graph.shapes[before],
-        places_of(graph, source),
-        kernels(gradients[kernel]),
-        values[gamma],
-        float(normal.args[7]),  # type: ignore[arg-type]
-        gradients[gamma],
-        gradients[beta],
-        graph.rectifier(before) is not None,
+        kernel=values[kernel],
+        geometry=geometry_of(source),
+        shape=graph.shapes[before],
+        where=places_of(graph, source),
+        sent=kernels(gradients[kernel]),
+        gamma=values[gamma],
+        eps=float(normal.args[7]),  # type: ignore[arg-type]
+        gamma_sent=gradients[gamma],
+        beta_sent=gradients[beta],
+        rectified=graph.rectifier(before) is not None,
     )
 
 
