@@ -255,9 +255,10 @@ def test_epsilon_is_that_of_the_client_that_took_part_most():
     rows = small(plan=plan, defense=defense, fraction=0.5, rounds=4, seed=2).rows
     taken = [max(sum(client in row.clients for row in rows[: n + 1]) for client in (0, 1)) for n in range(5)]
     own = Plan("FedAvg", batch_size=4, local_images=8, sampling="poisson")
-    assert rows[0].epsilon == 0
+    assert rows[0].epsilon == (("image", 0.0),)
     for row, rounds in zip(rows[1:], taken[1:], strict=True):
-        assert row.epsilon == pytest.approx(defense.spent(own, rounds, 1e-5).value)
+        ((unit, epsilon),) = row.epsilon
+        assert (unit, epsilon) == ("image", pytest.approx(defense.spent(own, rounds, 1e-5).value))
     assert taken[-1] < 4
 
 
@@ -292,10 +293,15 @@ def test_what_a_composition_promises():
     assert (dp | SecAggPlus()).promises(plan, 3, 1e-5) == alone
     from medpfl.defenses import ClientDP, Mixup, NoDefense
 
-    assert (Mixup() | dp).promises(plan, 3, 1e-5) is None, "an image is in several mixtures"
-    assert TopK().promises(plan, 3, 1e-5) is None
-    assert NoDefense().promises(plan, 3, 1e-5) is None
-    assert (dp | ClientDP(1.0, 9.0)).promises(plan, 3, 1e-5) < alone, "the better of the two"
+    assert (Mixup() | dp).promises(plan, 3, 1e-5) == {}, "an image is in several mixtures"
+    assert TopK().promises(plan, 3, 1e-5) == {}
+    assert NoDefense().promises(plan, 3, 1e-5) == {}
+    client = ClientDP(1.0, 9.0).promises(plan, 3, 1e-5)
+    assert client["client"] < alone["image"]
+    assert (dp | ClientDP(1.0, 9.0)).promises(plan, 3, 1e-5) == {**alone, **client}, (
+        "numbers of two units do not compare"
+    )
+    assert (ClientDP(1.0, 3.0) | ClientDP(1.0, 9.0)).promises(plan, 3, 1e-5) == client, "the better of the two"
 
 
 # --- bad input ------------------------------------------------------------------------------------------------

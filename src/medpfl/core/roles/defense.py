@@ -8,7 +8,7 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal
 
 from medpfl.core.errors import InputError
-from medpfl.core.roles.moments import Aggregation, Moments, State, Unit
+from medpfl.core.roles.moments import UNITS, Aggregation, Moments, State, Unit
 
 if TYPE_CHECKING:
     import torch
@@ -203,10 +203,14 @@ class Composed(Defense):
         """Return what the parts' authors state, in order."""
         return "; ".join(text for part in self.parts if (text := part.account(size, rounds)))
 
-    def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
-        """Return the smallest epsilon promised by a part that counts (`counted`); ``None`` if there is none."""
+    def promises(self, plan: Plan, rounds: int, delta: float) -> dict[Unit, float]:
+        """Return, for each privacy unit, the smallest epsilon promised by a part that counts (`counted`)."""
         known = [part.promises(plan, rounds, delta) for part in self.counted]
-        return min((epsilon for epsilon in known if epsilon is not None), default=None)
+        found: dict[Unit, float] = {}
+        for unit in UNITS:
+            if own := [one[unit] for one in known if unit in one]:
+                found[unit] = min(own)
+        return found
 
     def acts(self, moment: str) -> bool:
         """Return True if any part overrides a moment.

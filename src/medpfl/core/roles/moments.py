@@ -184,10 +184,12 @@ class Moments(Part):
         seen = self.mechanism(plan, rounds)
         return None if seen is None else epsilon(seen.noise, seen.rate, seen.steps, delta)
 
-    def promises(self, plan: Plan, rounds: int, delta: float) -> float | None:
-        """Return `spent` as a number."""
+    def promises(self, plan: Plan, rounds: int, delta: float) -> dict[Unit, float]:
+        """Return `spent` as a number, by privacy unit; empty without a promise."""
         found = self.spent(plan, rounds, delta)
-        return found if found is None or isinstance(found, int | float) else found.value
+        if found is None or self.unit is None:
+            return {}
+        return {self.unit: found if isinstance(found, int | float) else found.value}
 
     def account(self, size: int, rounds: int) -> str:
         """Return, in words, an epsilon that only the defense's authors state; ``""`` if there is none.
