@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import torch
 
 from medpfl import InputError, Plan
-from medpfl.data.partition import Partition
+from medpfl.core.experiments.groups import Cohort
+from medpfl.core.experiments.schedule import Schedule
+from medpfl.data.images import LabelledImages
+from medpfl.data.on_disk import OnDisk
+from medpfl.data.partition import Dirichlet, Partition
 from medpfl.defenses import DPSGD, NoDefense, SecAggPlus, TopK
+from medpfl.engines.sending import packed
+from medpfl.models import MLP
 from medpfl.training.setup import TrainingSetup
+from medpfl.training.splits import splits_of
 from medpfl.training.trainer import Trainer
+from medpfl.training.work import ClientWork
 from tests.auditing.audit_cases import some_images
 from tests.training.training_cases import SMALL, plainly, small
 
@@ -244,6 +254,47 @@ def test_poisson_clients_have_the_same_images_in_every_round(monkeypatch):
     for images in seen.values():
         assert all(torch.equal(images[0], other) for other in images[1:])
     assert any("images that fill no whole batch are never used" in note for note in result.settings["notes"])
+
+
+# --- images on disk ---------------------------------------------------------------------------------------------
+
+
+def disk_of(data: LabelledImages) -> tuple[LabelledImages, list[list[int]]]:
+    """Return the same images, on disk, and a list of what is read of them."""
+    reads: list[list[int]] = []
+
+    def again(places):
+        reads.append(places)
+        yield from data.images[places]
+
+    sums = [sha256(image.numpy().tobytes()).digest() for image in data.images]
+    return replace(data, images=OnDisk(again, sums, data.shape)), reads
+
+
+def test_images_on_disk_are_held_out_and_dealt_without_reading_them():
+    held = some_images(24)
+    disk, reads = disk_of(held)
+    setups = [
+        TrainingSetup(
+            MLP((6,)), None, splits_of(data, Cohort(), 0), NoDefense(), Plan(), Dirichlet(clients=3), Schedule(), 0,
+            torch.device("cpu"),
+        )
+        for data in (held, disk)
+    ]  # fmt: skip
+    one, other = (setup.clients for setup in setups)
+    assert [own.tolist() for own in one] == [own.tolist() for own in other]
+    sent = pickle.loads(packed(ClientWork(setups[1]))).setup
+    assert [own.tolist() for own in vars(sent)["clients"]] == [own.tolist() for own in other], "dealt once"
+    assert reads == []
+    one, other = (setup.splits.judged["validation"].images for setup in setups)
+    assert isinstance(other, OnDisk)
+    assert other[:].equal(one)
+
+
+def test_rows_are_the_same_for_images_on_disk():
+    disk, reads = disk_of(some_images(24))
+    assert plainly(small(disk).rows) == plainly(small().rows)
+    assert reads
 
 
 # --- epsilon --------------------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ class Trainer:
 
     def _scores(self, images: LabelledImages) -> Scores:
         with explained("the model cannot be run on the validation or test images"):
-            logits = logits_of(self.network, self.weights, images.images[:].to(self.setup.device))
+            logits = logits_of(self.network, self.weights, images.images)
         patients = [i if p is None else p for i, p in enumerate(images.patients)]
         return utility(logits, images.labels, patients)
 
