@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from medpfl import Evaluation, InputError, Reading, Run, evaluate
 from medpfl.core.experiments import evaluation
 from medpfl.core.experiments.evaluation import EDITIONS, Edition
+from medpfl.models import LeNet
 
 SMALL = Reading(size=16)
 
@@ -44,6 +46,22 @@ def test_a_line_can_be_quoted_and_its_checksum_follows_the_rows():
         ends[digit] = Evaluation(one.edition, replace(one.report, rows=rows)).checksum
     assert ends[1e-3] != one.checksum
     assert ends[1e-5] == one.checksum
+
+
+@pytest.mark.usefixtures("small")
+def test_a_line_tells_trained_weights_from_untrained_ones(tmp_path):
+    from safetensors.torch import save_file
+
+    network = LeNet("idlg").build((1, 16, 16), 4, seed=5)
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    found = {}
+    for weights in (None, tmp_path / "weights.safetensors"):
+        one = evaluate("LeNet('idlg')", "samples", reading=SMALL, edition="small", weights=weights)
+        found[weights is None] = re.search(r"\(weights (\w+) \((\w{12})\), ", one.lines[0]).groups()
+    assert [found[True][0], found[False][0]] == ["untrained", "given"]
+    assert found[True][1] != found[False][1]
+    own = evaluate(network, "samples", reading=SMALL, edition="small").lines[0]
+    assert f"(weights given ({found[False][1]}), " in own, "an object brings its weights"
 
 
 @pytest.mark.slow

@@ -27,6 +27,8 @@ __all__ = ["Evaluation", "evaluate", "foresee_evaluation", "perform_evaluation"]
 
 _DIGITS = 3
 """Decimal digits of the scores that enter the checksum."""
+_SHOWN = 12
+"""Digits of the weights' digest in a line."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,10 @@ class Evaluation:
         from medpfl.reporting.words import label, number, percent
 
         asked, versions = self.report.settings.experiment, self.report.settings.versions
-        made = f"{asked['plan']}, MedPFL {versions['medpfl']}, checksum {self.checksum}"
+        weights = f"weights {asked['weights']}"
+        if digest := self.report.settings.model.get("weights"):  # a model of one's own may bring weights without a file
+            weights += f" ({digest[:_SHOWN]})"
+        made = f"{weights}, {asked['plan']}, MedPFL {versions['medpfl']}, checksum {self.checksum}"
         return [
             f"{self.edition}: {label(asked['model'])} with {asked['data']}, {label(cell.defense)}: "
             f"{counts(cell.union)}; any candidate {percent(cell.asr_worst.value)}; SSIM {number(cell.ssim.value)} "
