@@ -76,10 +76,17 @@ def test_a_defense_is_known_to_the_attack_and_has_a_line():
     ({"edition": "standard-1999"}, "there is no edition 'standard-1999': choose standard-2026.1"),
     ({"run": Run(seed=3)}, "seed is 3, but the edition sets it"),
     ({"run": Run(memory=1.0)}, "memory is 1.0, but the edition sets it"),
+    ({"run": Run(threads=2)}, "threads is 2, but the edition sets it"),
+    ({"run": Run(isolate=True)}, "isolate is True, but the edition sets it"),
+    ({"run": Run(minutes=9.0)}, "minutes is 9.0, but the edition sets it"),
 ])  # fmt: skip
 def test_what_the_edition_sets_cannot_be_set(options, message):
     with pytest.raises(InputError, match=message):
         evaluate("LeNet('idlg')", "samples", **options)
+
+
+def test_what_the_edition_sets_is_said_where_one_looks():
+    assert {name for name in evaluation.FIXED if name not in evaluate.__doc__} == set()
 
 
 @pytest.mark.slow

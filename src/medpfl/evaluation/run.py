@@ -14,7 +14,7 @@ from torch import nn
 from medpfl.auditing.report import Report
 from medpfl.auditing.run import AuditCase
 from medpfl.core.errors import InputError
-from medpfl.core.experiments.evaluation import EDITIONS, Evaluating
+from medpfl.core.experiments.evaluation import EDITIONS, FIXED, Evaluating
 from medpfl.core.experiments.groups import Criteria, Reading, Run, Victims
 from medpfl.core.plan import Plan
 from medpfl.core.roles import DataSource, Defense, Model
@@ -115,7 +115,8 @@ def evaluate(
         plan: every client's local training, by default FedSGD on one image.
         reading: how images are read.
         edition: name of the edition.
-        run: device, run directory and so on; the edition sets seed and memory.
+        run: device, run directory and so on. The edition sets seed, memory and threads; its attack runs in this process
+            and has a budget, so isolate and minutes cannot be set either.
 
     Raises:
         InputError: there is no such edition, `run` sets what the edition sets, or `medpfl.audit` raises it.
@@ -151,7 +152,7 @@ def _case(
     if edition not in EDITIONS:
         raise InputError(f"there is no edition '{edition}': choose {' or '.join(EDITIONS)}")
     set_ = EDITIONS[edition]
-    for name in ("seed", "memory", "isolate", "threads"):
+    for name in FIXED:
         if getattr(run, name) != getattr(Run, name):
             raise InputError(f"{name} is {getattr(run, name)}, but the edition sets it: leave it out, or use audit")
     images: Any = {"size": reading.size, "fit": reading.fit, "channels": reading.channels}
