@@ -9,8 +9,10 @@ from dataclasses import replace
 import pytest
 
 from medpfl import Evaluation, InputError, Reading, Run, evaluate
+from medpfl.auditing.run import AuditCase
 from medpfl.core.experiments import evaluation
 from medpfl.core.experiments.evaluation import EDITIONS, Edition
+from medpfl.evaluation.run import foresee_evaluation
 from medpfl.models import LeNet
 
 SMALL = Reading(size=16)
@@ -83,6 +85,13 @@ def test_a_defense_is_known_to_the_attack_and_has_a_line():
 def test_what_the_edition_sets_cannot_be_set(options, message):
     with pytest.raises(InputError, match=message):
         evaluate("LeNet('idlg')", "samples", **options)
+
+
+def test_an_evaluation_never_splits_a_stack(monkeypatch):
+    kept = []
+    monkeypatch.setattr(AuditCase, "outlook", lambda case: kept.append(case.whole))
+    foresee_evaluation(evaluation.Evaluating(data="samples", model="LeNet('idlg')"))
+    assert kept == [True]
 
 
 def test_what_the_edition_sets_is_said_where_one_looks():

@@ -81,6 +81,7 @@ class AuditCase:
     Attributes:
         model, data, attacks, defenses, plan, threat, weights, victims, criteria, run: as in `audit`.
         images: number of images to attack if `victims` states none and there are as many.
+        whole: as in `Scenario`.
     """
 
     model: str | Path | Model | nn.Module
@@ -94,6 +95,7 @@ class AuditCase:
     criteria: Criteria
     run: Run
     images: int = IMAGES
+    whole: bool = False
 
     def report(self) -> Report:
         """Run the audit, and return its report."""
@@ -132,6 +134,7 @@ class AuditCase:
                 run=run,
                 reader=found.reader,
                 recipe=isolation.recipe,
+                whole=self.whole,
             )
             yield scenario, isolation, found.place
 

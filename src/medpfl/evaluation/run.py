@@ -119,7 +119,8 @@ def evaluate(
             and has a budget, so isolate and minutes cannot be set either.
 
     Raises:
-        InputError: there is no such edition, `run` sets what the edition sets, or `medpfl.audit` raises it.
+        InputError: there is no such edition, `run` sets what the edition sets, `medpfl.audit` raises it, or a stack of
+            victims runs out of memory: an audit would split it, and then its rows differ.
     """
     return Evaluation(edition, _case(model, data, defenses, plan, weights, reading, edition, run).report())
 
@@ -168,4 +169,5 @@ def _case(
         criteria=Criteria(),
         run=replace(run, seed=set_.seed),
         images=set_.images,
+        whole=True,
     )

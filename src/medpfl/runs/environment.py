@@ -89,7 +89,8 @@ def checked_module(network: Any) -> nn.Module:
 def stack_size(network: nn.Module, images: Tensor, plan: Plan, memory: float, clients: int = 1) -> int:
     """Return how many victims to attack together: as many as fit into `memory` GiB by a fixed estimate, at most 64.
 
-    The estimate depends on the experiment alone, never on free memory.
+    The estimate depends on the experiment alone, never on free memory. A stack that runs out of memory all the same is
+    split later, and the run notes how (`medpfl.auditing.work`).
 
     Args:
         network, images, plan, clients: as in `victim_size`.
