@@ -15,10 +15,11 @@ from medpfl.auditing.isolating import Isolation, isolating
 from medpfl.auditing.records.run import RecordCase, options_in
 from medpfl.auditing.report import Report
 from medpfl.auditing.scenario import Scenario
-from medpfl.auditing.victims import IMAGES, fitted
+from medpfl.auditing.victims import fitted
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.groups import Criteria, Run, Victims
+from medpfl.core.experiments.limits import USUAL_IMAGES
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, DataSource, Defense, Model
 from medpfl.core.threat import HONEST, ThreatModel
@@ -94,7 +95,7 @@ class AuditCase:
     victims: Victims
     criteria: Criteria
     run: Run
-    images: int = IMAGES
+    images: int = USUAL_IMAGES
     whole: bool = False
 
     def report(self) -> Report:
