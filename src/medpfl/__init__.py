@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from medpfl.core.plan import Plan as Plan
     from medpfl.core.records.origin import Pixels as Pixels
     from medpfl.core.records.record import Record as Record
-    from medpfl.core.roles import Attack as Attack
-    from medpfl.core.roles import DataSource as DataSource
-    from medpfl.core.roles import Defense as Defense
-    from medpfl.core.roles import Metric as Metric
-    from medpfl.core.roles import Model as Model
+    from medpfl.core.roles.defense import Defense as Defense
+    from medpfl.core.roles.parts import Attack as Attack
+    from medpfl.core.roles.parts import DataSource as DataSource
+    from medpfl.core.roles.parts import Metric as Metric
+    from medpfl.core.roles.parts import Model as Model
     from medpfl.core.rounds import Round as Round
     from medpfl.core.threat import ThreatModel as ThreatModel
     from medpfl.core.types import Batch as Batch
@@ -60,22 +60,22 @@ if TYPE_CHECKING:
 __version__: str
 
 _PLACES = {
-    "Attack": "core.roles",
+    "Attack": "core.roles.parts",
     "Batch": "core.types",
     "Channel": "core.channels.channel",
     "Cohort": "core.experiments.groups",
     "Comparison": "auditing.report",
     "Criteria": "core.experiments.groups",
-    "DataSource": "core.roles",
-    "Defense": "core.roles",
+    "DataSource": "core.roles.parts",
+    "Defense": "core.roles.defense",
     "Evaluation": "evaluation.run",
     "Federation": "federation.result",
     "Finding": "core.types",
     "FrontierResult": "tradeoff.result",
     "InputError": "core.errors",
     "Leakage": "training.leakage",
-    "Metric": "core.roles",
-    "Model": "core.roles",
+    "Metric": "core.roles.parts",
+    "Model": "core.roles.parts",
     "ModelCheck": "inspection.check",
     "Observation": "core.types",
     "Pixels": "core.records.origin",
