@@ -15,7 +15,7 @@ from medpfl.auditing.forecast.budget import standard_attack
 from medpfl.auditing.forecast.costs import announced, estimated
 from medpfl.auditing.isolating import Isolation
 from medpfl.auditing.jobs import Job
-from medpfl.auditing.repeated import finished, reported
+from medpfl.auditing.repeated import finished_report, reported
 from medpfl.auditing.report import Report, finish
 from medpfl.auditing.scenario import Scenario
 from medpfl.auditing.scoring import Scorer
@@ -124,7 +124,7 @@ def executed(
 
     If all of that was done before, the report is read from the run directory.
     """
-    if (found := finished(scenario, isolation, place, check)) is not None:
+    if (found := finished_report(scenario, isolation, place, check)) is not None:
         if scenario.whole and found.store is not None:
             found.store.check_whole()
         return found

@@ -28,7 +28,7 @@ from medpfl.runs.environment import versions
 from medpfl.runs.identity import fingerprint
 from medpfl.runs.progress_bar import files
 
-__all__ = ["compared", "of_reading", "settings_of"]
+__all__ = ["of_reading", "record_difference", "settings_of"]
 
 _NUMBERS_ONLY = "Numbers only: this audit wrote no target image and no reconstruction to any file."
 
@@ -55,7 +55,7 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
     known = {p for p in data.patients if p is not None}
     recorded = next((d for d in scenario.defenses if isinstance(d, Recorded)), None)
     if recorded is not None and check is None:
-        check = compared(player, recorded)
+        check = record_difference(player, recorded)
     return Settings(
         experiment={
             "data": scenario.source,
@@ -112,7 +112,7 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
     )
 
 
-def compared(player: Player, recorded: Recorded) -> dict[str, Any]:
+def record_difference(player: Player, recorded: Recorded) -> dict[str, Any]:
     """Return how far a record under a defense is from the images' own update; the noise has another draw here.
 
     If two draws differ by more than the part that they share, the record counts as unverified: the update of other

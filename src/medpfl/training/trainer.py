@@ -20,7 +20,7 @@ from medpfl.data.images import LabelledImages
 from medpfl.engines.engine import Crew, Lost, Watch
 from medpfl.federated.training import Done, Played, Standing, close_round, logits_of
 from medpfl.federated.wire import wire_bytes
-from medpfl.inputs.checkpoint import STATE, WEIGHTS, About, keep, put_weights, round_folder
+from medpfl.inputs.checkpoint import STATE, WEIGHTS, AboutCheckpoint, keep, put_weights, round_folder
 from medpfl.metrics.utility import utility
 from medpfl.runs.environment import explained, generator_of, versions
 from medpfl.training.setup import TrainingSetup
@@ -116,7 +116,7 @@ class Trainer:
         setup, out = self.setup, self.store.out
         assert out is not None
         specs = self.store.cloak((repr(setup.model), repr(setup.defense)))
-        about = About(number, *specs, setup.data.shape, len(setup.data.classes), setup.seed)
+        about = AboutCheckpoint(number, *specs, setup.data.shape, len(setup.data.classes), setup.seed)
         keep(out, about, self.network, self.weights, packed(self.standing))
 
     def _read(self, number: int) -> Standing:
