@@ -169,20 +169,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a public name at its first use, so that ``import medpfl`` is fast."""
     if name == "__version__":
-        return _version()
+        return import_module("medpfl.core.versions").version_of("medpfl")
     if name not in _PLACES:
         raise AttributeError(f"module 'medpfl' has no attribute '{name}'")
     return getattr(import_module(f"medpfl.{_PLACES[name]}"), name)
-
-
-def _version() -> str:
-    """Return the installed version, or ``"unknown"`` if the package was not installed but put on the path."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("medpfl")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def __dir__() -> list[str]:
