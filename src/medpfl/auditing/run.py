@@ -33,7 +33,7 @@ from medpfl.runs.pulse import pulsing
 __all__ = ["AuditCase", "audit", "case_of", "foresee", "perform"]
 
 
-def audit(
+def audit(  # noqa: PLR0913  (a public function: each argument is a group or a list of its own)
     model: str | Path | Model | nn.Module = Experiment.model,
     data: str | Path | DataSource | LabelledImages = Experiment.data,
     *,
