@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from medpfl.core.plan import Plan as Plan
     from medpfl.core.records.origin import Pixels as Pixels
     from medpfl.core.records.record import Record as Record
-    from medpfl.core.roles import Attack as Attack
-    from medpfl.core.roles import DataSource as DataSource
-    from medpfl.core.roles import Defense as Defense
-    from medpfl.core.roles import Metric as Metric
-    from medpfl.core.roles import Model as Model
+    from medpfl.core.roles.defense import Defense as Defense
+    from medpfl.core.roles.parts import Attack as Attack
+    from medpfl.core.roles.parts import DataSource as DataSource
+    from medpfl.core.roles.parts import Metric as Metric
+    from medpfl.core.roles.parts import Model as Model
     from medpfl.core.rounds import Round as Round
     from medpfl.core.threat import ThreatModel as ThreatModel
     from medpfl.core.types import Batch as Batch
@@ -60,22 +60,22 @@ if TYPE_CHECKING:
 __version__: str
 
 _PLACES = {
-    "Attack": "core.roles",
+    "Attack": "core.roles.parts",
     "Batch": "core.types",
     "Channel": "core.channels.channel",
     "Cohort": "core.experiments.groups",
     "Comparison": "auditing.report",
     "Criteria": "core.experiments.groups",
-    "DataSource": "core.roles",
-    "Defense": "core.roles",
+    "DataSource": "core.roles.parts",
+    "Defense": "core.roles.defense",
     "Evaluation": "evaluation.run",
     "Federation": "federation.result",
     "Finding": "core.types",
     "FrontierResult": "tradeoff.result",
     "InputError": "core.errors",
     "Leakage": "training.leakage",
-    "Metric": "core.roles",
-    "Model": "core.roles",
+    "Metric": "core.roles.parts",
+    "Model": "core.roles.parts",
     "ModelCheck": "inspection.check",
     "Observation": "core.types",
     "Pixels": "core.records.origin",
@@ -169,20 +169,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import a public name at its first use, so that ``import medpfl`` is fast."""
     if name == "__version__":
-        return _version()
+        return import_module("medpfl.core.versions").version_of("medpfl")
     if name not in _PLACES:
         raise AttributeError(f"module 'medpfl' has no attribute '{name}'")
     return getattr(import_module(f"medpfl.{_PLACES[name]}"), name)
-
-
-def _version() -> str:
-    """Return the installed version, or ``"unknown"`` if the package was not installed but put on the path."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("medpfl")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def __dir__() -> list[str]:

@@ -16,7 +16,7 @@ from medpfl.core.types import Batch, Weights
 from medpfl.defenses import Clipping, NoDefense, SecAggPlus
 from medpfl.federated.client import client_round
 from medpfl.federated.ready import prepare
-from medpfl.federated.server import observe_sums
+from medpfl.federated.server import observation, receive_sums
 from medpfl.models import MLP, LeNet
 from tests.attacks.mapped import Flipped, Last, Masked, Negated, NoBias, Permuted, Rotated, Scaled, Shifted
 from tests.attacks.scenes import scene, smooth, tiny
@@ -157,9 +157,8 @@ def test_of_a_sum_under_secure_aggregation_the_same_map_of_each_client_is_undone
         ]
         mean, _ = whole.aggregate([r.sent for r in made], whole.init(), torch.Generator().manual_seed(0))
         (update,) = mean if isinstance(mean, list | tuple) else (mean,)
-        sums[one] = observe_sums(
-            ready, weights, plan, [(update, made)], TOLD, defense=whole, image_shape=(1, 12, 12), num_classes=3
-        ).views[0]
+        received = receive_sums(weights, plan, [(update, made)], TOLD, image_shape=(1, 12, 12), num_classes=3)
+        sums[one] = observation(ready, received, whole).views[0]
     plain, found = sums.values()
     assert found.channel.additive
     for name, t in plain.update.tensors.items():

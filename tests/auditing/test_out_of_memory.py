@@ -11,9 +11,10 @@ import pytest
 import torch
 
 import medpfl
-from medpfl import Attack, Run, Victims
+from medpfl import Attack, Criteria, InputError, Plan, Run, ThreatModel, Victims
 from medpfl.attacks import iDLG
 from medpfl.auditing.report import reread
+from medpfl.auditing.run import AuditCase
 from medpfl.auditing.store import AUDIT, Store
 from medpfl.core.errors import OutOfMemoryError
 from medpfl.core.experiments.experiment import Experiment
@@ -108,6 +109,27 @@ def test_a_run_that_was_killed_after_a_split_splits_again(audited, tmp_path):
     again = audited("9 go", run)
     assert not again.settings.gaps
     assert rows(again) == rows(audited("4 go"))
+
+
+def whole(limit, place, run=Experiment.run):
+    place.write_text(limit)
+    return AuditCase(
+        "MLP((6,))", some_images(8), [Hungry(str(place))], [DEFENSE], Plan(), ThreatModel(), None,
+        Victims(images=7, size=16), Criteria(), run, whole=True,
+    ).report()  # fmt: skip
+
+
+def test_a_stack_that_must_stay_whole_is_an_error_with_its_memory(audited, tmp_path):
+    run = Run(out=tmp_path / "runs" / "a")
+    told = r"out of memory with 7 victims together, which take about [\d.e-]+ GiB .* free memory"
+    with pytest.raises(OutOfMemoryError, match=told):
+        whole("3 go", tmp_path / "limit", run)
+    assert known_in(run.out).get("split") is None
+    assert rows(whole("9 go", tmp_path / "limit", run)) == rows(audited("9 go"))
+    other = Run(out=tmp_path / "runs" / "b")
+    audited("3 go", other)
+    with pytest.raises(InputError, match=r"holds rows of a stack of victims that ran out of memory and was split"):
+        whole("9 go", tmp_path / "limit", other)
 
 
 def test_one_victim_that_is_too_much_is_an_error_with_a_remedy(audited, tmp_path):

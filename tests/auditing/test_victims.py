@@ -7,8 +7,9 @@ from collections import Counter
 import pytest
 import torch
 
-from medpfl import InputError
-from medpfl.auditing.victims import draw_victims
+from medpfl import InputError, Victims
+from medpfl.auditing.victims import draw_victims, fitted
+from medpfl.core.experiments.limits import USUAL_IMAGES
 from medpfl.data.partition import IID, Dirichlet, Partition
 from tests.auditing.audit_cases import some_images
 
@@ -110,3 +111,8 @@ def test_batches_mix_classes():
 def test_what_cannot_be_drawn_is_said(images, per_update, partition, message):
     with pytest.raises(InputError, match=message):
         draw(some_images(10), images, per_update, partition)
+
+
+def test_the_default_number_is_the_same_wherever_it_is_stated():
+    assert f"``None``: {USUAL_IMAGES} " in Victims.__doc__
+    assert fitted(Victims(), some_images(40), 1).images == USUAL_IMAGES

@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import nn
 
+from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
-from medpfl.core.roles import Attack, Composed, DataSource, Defense, Metric, Model, metric
+from medpfl.core.roles import Aggregation, Attack, Composed, DataSource, Defense, Metric, Model, metric
 from medpfl.core.types import Batch, Channel, Update, Weights
 from medpfl.federated.client import client_round
 from medpfl.federated.ready import prepare
@@ -282,6 +283,91 @@ def test_composition_is_flat_associative_and_writes_itself():
 def test_where(parts, where):
     assert reduce(operator.or_, parts).where == where
     assert Composed(parts).where == where
+
+
+@dataclass(frozen=True, repr=False)
+class Promising(Defense):
+    """A defense with an epsilon of its own."""
+
+    epsilon: float = 1.0
+    unit = "client"
+    covers_buffers = True
+
+    def mechanism(self, plan, rounds):
+        return f"noise behind {self.epsilon}"
+
+    def spent(self, plan, rounds, delta):
+        return self.epsilon * rounds
+
+    def account(self, size, rounds):
+        return f"{self.epsilon} for {size} values"
+
+
+@dataclass(frozen=True, repr=False)
+class ForImages(Promising):
+    """The same for an image, in the steps."""
+
+    unit = "image"
+    covers_buffers = False
+
+    def gradient(self, value, state, generator):
+        return value, state
+
+
+@dataclass(frozen=True, repr=False)
+class Summing(AggregateSum):
+    """A sum whose protocol is its own."""
+
+    aggregation = Aggregation("masked", ("num_samples",))
+
+    def exchange(self, updates, generator):
+        return len(updates)
+
+    def staying(self, clients):
+        return clients - 1
+
+    def read(self, masked, like):
+        return masked
+
+
+def test_a_composition_says_what_its_parts_say():
+    plain = UpdateShift() | UpdateDouble()
+    assert (plain.unit, plain.covers_buffers, plain.mechanism(None, 1), plain.spent(None, 1, 0.1)) == (
+        None,
+        False,
+        None,
+        None,
+    )
+    assert (plain.account(3, 1), plain.aggregation, plain.staying(4)) == ("", Aggregation(), 4)
+    one = ForImages(3.0) | UpdateShift()
+    assert (one.unit, one.covers_buffers, one.mechanism(None, 2), one.spent(None, 2, 0.1)) == (
+        "image",
+        False,
+        "noise behind 3.0",
+        6.0,
+    )
+    two = UpdateShift() | Promising(3.0) | Promising(2.0)
+    assert (two.unit, two.covers_buffers, two.spent(None, 2, 0.1)) == ("client", True, 4.0)
+    assert two.account(7, 1) == "3.0 for 7 values; 2.0 for 7 values"
+    with pytest.raises(InputError, match="2 mechanisms, and each holds by itself"):
+        two.mechanism(None, 1)
+    sums = UpdateShift() | Summing()
+    assert (sums.aggregation, sums.exchange([1, 2], None), sums.staying(4), sums.read("m", None)) == (
+        Summing.aggregation, 2, 3, "m",
+    )  # fmt: skip
+    with pytest.raises(InputError, match="2 of its parts sum over clients"):
+        (sums | Summing()).staying(4)
+
+
+def test_a_composition_with_several_units_has_no_single_one():
+    mixed = ForImages(3.0) | Promising(2.0)
+    for call in (lambda: mixed.unit, lambda: mixed.spent(None, 1, 0.1)):
+        with pytest.raises(InputError, match=r"several units \(image, client\): ask a part"):
+            call()
+    disturbed = GradientShift() | ForImages(1.0) | Promising(2.0)
+    assert (disturbed.unit, disturbed.spent(None, 1, 0.1)) == ("client", 2.0), (
+        "another part changes the first's gradients"
+    )
 
 
 @dataclass(frozen=True, repr=False)

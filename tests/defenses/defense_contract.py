@@ -243,13 +243,13 @@ def check_its_differential_privacy(row, plan):
     defense = row.defense
     assert defenses_of([defense]), "the audit's own check of unit, mechanism and spent"
     if defense.unit is None:
-        assert defense.promises(plan, 1, 1e-5) is None
+        assert defense.promises(plan, 1, 1e-5) == {}
         return
     assert defense.unit in UNITS
     seen = defense.mechanism(plan, 1)
     assert seen is None or isinstance(seen, Mechanism)
     with suppress(InputError):  # too little noise, or no accountant: the report says so
-        one, three = (defense.promises(plan, rounds, 1e-5) for rounds in (1, 3))
+        one, three = (defense.promises(plan, rounds, 1e-5)[defense.unit] for rounds in (1, 3))
         assert 0 < one <= three
 
 

@@ -16,7 +16,7 @@ from torch.nn import functional
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.privacy import accountant
-from medpfl.core.privacy.accountant import Epsilon, epsilon, noise_for
+from medpfl.core.privacy.accountant import Epsilon, epsilon
 from medpfl.core.types import Batch, Update, Weights
 from medpfl.defenses import DPSGD, ClientDP, Clipping, GaussianNoise
 from medpfl.federated.client import client_round
@@ -225,20 +225,6 @@ def test_what_is_spent_counts_the_rounds_that_were_seen():
     assert DPSGD(9.0, 4.0).spent(one, 3, 1e-6).value == pytest.approx(closed(4.0, 3, 1e-6), rel=0.02)
 
 
-@pytest.mark.slow
-def test_the_noise_for_an_epsilon():
-    noise = noise_for(1.0, 1e-5, 0.25, 1)
-    assert epsilon(noise, 0.25, 1, 1e-5).value <= 1.001
-    assert epsilon(noise * 0.98, 0.25, 1, 1e-5).pld > 1
-
-
-def test_the_noise_satisfies_the_stricter_of_the_two(monkeypatch):
-    for prv, pld, least in ((1.0, 1.2, 1.2), (3.0, 1.0, 3.0)):
-        monkeypatch.setattr(accountant, "_prv", lambda noise, *_, prv=prv: prv / noise)
-        monkeypatch.setattr(accountant, "_pld", lambda noise, *_, pld=pld: pld / noise)
-        assert noise_for(1.0, 1e-5, 0.5, 1) == pytest.approx(least, rel=0.005)
-
-
 def test_an_epsilon_says_both():
     spent = Epsilon(3.185, 3.179, 1e-5)
     assert str(spent) == "epsilon 3.19 (PRV), 3.18 (PLD) at delta 1e-05"
@@ -257,8 +243,6 @@ def test_an_epsilon_says_both():
         (lambda: DPSGD().spent(FEDSGD, 0, 1e-5), "steps is 0"),
         (lambda: epsilon(1.0, 0.1, 1, 0.0), "delta is 0.0"),
         (lambda: epsilon(1.0, 0.1, 1, 1.0), "delta is 1.0"),
-        (lambda: noise_for(0.0, 1e-5, 0.1, 1), "epsilon is 0.0"),
-        (lambda: noise_for(-3, 1e-5, 0.1, 1), "epsilon is -3"),
     ],
 )  # fmt: skip
 def test_bad_input(make, message):

@@ -165,7 +165,7 @@ def test_too_many_dropouts_lose_the_round():
 
 def test_an_audit_of_one_client_is_refused():
     sent = type("Round", (), {"sent": updates(1)[0]})
-    with pytest.raises(InputError, match=r"SecAggPlus\(threshold=2\): the server gets a sum .* see observe_sums"):
+    with pytest.raises(InputError, match=r"SecAggPlus\(threshold=2\): the server gets a sum .* see receive_sums"):
         observe(
             torch.nn.Identity(), None, Plan(), [sent], ThreatModel(),
             defense=SecAggPlus(), image_shape=(1, 2, 2), num_classes=2,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 
 from medpfl import Evaluation, InputError, Reading, Run, evaluate
+from medpfl.auditing.run import AuditCase
 from medpfl.core.experiments import evaluation
 from medpfl.core.experiments.evaluation import EDITIONS, Edition
+from medpfl.evaluation.run import foresee_evaluation
+from medpfl.models import LeNet
 
 SMALL = Reading(size=16)
 
@@ -46,6 +50,22 @@ def test_a_line_can_be_quoted_and_its_checksum_follows_the_rows():
     assert ends[1e-5] == one.checksum
 
 
+@pytest.mark.usefixtures("small")
+def test_a_line_tells_trained_weights_from_untrained_ones(tmp_path):
+    from safetensors.torch import save_file
+
+    network = LeNet("idlg").build((1, 16, 16), 4, seed=5)
+    save_file(network.state_dict(), tmp_path / "weights.safetensors")
+    found = {}
+    for weights in (None, tmp_path / "weights.safetensors"):
+        one = evaluate("LeNet('idlg')", "samples", reading=SMALL, edition="small", weights=weights)
+        found[weights is None] = re.search(r"\(weights (\w+) \((\w{12})\), ", one.lines[0]).groups()
+    assert [found[True][0], found[False][0]] == ["untrained", "given"]
+    assert found[True][1] != found[False][1]
+    own = evaluate(network, "samples", reading=SMALL, edition="small").lines[0]
+    assert f"(weights given ({found[False][1]}), " in own, "an object brings its weights"
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("small")
 def test_a_defense_is_known_to_the_attack_and_has_a_line():
@@ -58,10 +78,24 @@ def test_a_defense_is_known_to_the_attack_and_has_a_line():
     ({"edition": "standard-1999"}, "there is no edition 'standard-1999': choose standard-2026.1"),
     ({"run": Run(seed=3)}, "seed is 3, but the edition sets it"),
     ({"run": Run(memory=1.0)}, "memory is 1.0, but the edition sets it"),
+    ({"run": Run(threads=2)}, "threads is 2, but the edition sets it"),
+    ({"run": Run(isolate=True)}, "isolate is True, but the edition sets it"),
+    ({"run": Run(minutes=9.0)}, "minutes is 9.0, but the edition sets it"),
 ])  # fmt: skip
 def test_what_the_edition_sets_cannot_be_set(options, message):
     with pytest.raises(InputError, match=message):
         evaluate("LeNet('idlg')", "samples", **options)
+
+
+def test_an_evaluation_never_splits_a_stack(monkeypatch):
+    kept = []
+    monkeypatch.setattr(AuditCase, "outlook", lambda case: kept.append(case.whole))
+    foresee_evaluation(evaluation.Evaluating(data="samples", model="LeNet('idlg')"))
+    assert kept == [True]
+
+
+def test_what_the_edition_sets_is_said_where_one_looks():
+    assert {name for name in evaluation.FIXED if name not in evaluate.__doc__} == set()
 
 
 @pytest.mark.slow

@@ -149,6 +149,24 @@ def test_logits_are_those_of_eval_mode_in_any_chunks(monkeypatch):
     assert model.training, "it is left as it was"
 
 
+def test_images_are_scored_in_chunks(monkeypatch):
+    taken = []
+
+    class OnDisk:
+        def __len__(self):
+            return 7
+
+        def __getitem__(self, index):
+            taken.append(len(range(*index.indices(7))))
+            return images[index]
+
+    model, images = seeded(batch_normed), batch(7).images
+    weights = played(model, parts(4), Plan()).weights
+    monkeypatch.setattr("medpfl.federated.training._CHUNK", 3)
+    assert torch.equal(logits_of(model, weights, OnDisk()), logits_of(model, weights, images))
+    assert taken == [3, 3, 1]
+
+
 def test_a_model_that_writes_into_what_it_is_given_does_not_change_the_images():
     class InPlace(torch.nn.Module):
         def forward(self, x):

@@ -219,3 +219,7 @@ def test_no_epsilon_is_stated_where_something_else_leaves_the_client():
     assert "for the client" in next(iter(spent([ClientDP(noise=4.0)], Plan(sends=()), 1e-4, norm).values()))
     mixed = spent([Mixup() | DPSGD(noise=3.0)], Plan(batch_size=2), 1e-4, plain)
     assert "another part changes the input of its steps" in next(iter(mixed.values()))
+    three = Mixup() | DPSGD(noise=3.0) | ClientDP(noise=4.0)
+    image, client = spent([three], Plan(batch_size=2), 1e-4, plain)[repr(three)].split("; ")
+    assert image == "epsilon for an image is not stated: another part changes the input of its steps"
+    assert "for the client" in client

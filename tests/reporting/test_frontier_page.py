@@ -32,7 +32,7 @@ def point(defense: str, value: float | None, accuracy: float | None, **more: Any
 
 POINTS = [
     point("NoDefense()", 0.95, 0.9, verdict=LEAKS),
-    point("DPSGD(clip=1.0, noise=1.0)", 0.0, 0.8, epsilon=3.25),
+    point("DPSGD(clip=1.0, noise=1.0)", 0.0, 0.8, epsilon=(("image", 3.25),)),
     point("TopK(keep=0.1) | <b>()", 0.4, 0.7, unbeaten=[], verdict=LEAKS),
     point("GaussianNoise(scale=9)", None, None, gap="the training diverged", verdict=INCONCLUSIVE, unbeaten=[]),
 ]
@@ -78,7 +78,7 @@ def test_the_table_has_gaps_as_dashes_and_marks():
         "\u2013\nthe training diverged",
     ]
     assert columns[3] == ["0.0", "10.0", "20.0", "\u2013"]
-    assert columns[7] == ["\u2013", "3.25", "\u2013", "\u2013"]
+    assert columns[7] == ["\u2013", "3.25\n(image)", "\u2013", "\u2013"]
 
 
 def test_the_recommendation_says_its_price_and_what_still_leaks():
@@ -86,9 +86,9 @@ def test_the_recommendation_says_its_price_and_what_still_leaks():
     assert "balanced accuracy of 90 % (95 % interval 80\u201395 %) on the test images" in first
     assert "reconstructs 95 % (95 % interval 85\u2013100 %)" in first
     assert second.startswith(
-        "Recommended under asr<=0.1: DPSGD(clip=1.0, noise=1.0) (epsilon 3.25). It costs the least accuracy: its model "
-        "has a balanced accuracy of 80 % (95 % interval 70\u201385 %), 10.0 points less than without a defense. The "
-        "strongest attack still reconstructs 0 % (95 % interval 0\u20135 %)"
+        "Recommended under asr<=0.1: DPSGD(clip=1.0, noise=1.0) (epsilon 3.25 for one image). It costs the least "
+        "accuracy: its model has a balanced accuracy of 80 % (95 % interval 70\u201385 %), 10.0 points less than "
+        "without a defense. The strongest attack still reconstructs 0 % (95 % interval 0\u20135 %)"
     )
     assert "others may not" in second
     better = [POINTS[0], {**POINTS[1], "loss": -0.02}]

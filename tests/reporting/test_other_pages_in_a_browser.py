@@ -61,7 +61,7 @@ def realism(out):
 
 
 def training(out):
-    return write_training_page(out, TRAINING, [row(n, epsilon=n / 3) for n in range(12)])
+    return write_training_page(out, TRAINING, [row(n, epsilon=(("image", n / 3),)) for n in range(12)])
 
 
 def model(out):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import replace
 
@@ -51,11 +52,21 @@ def test_gaps_are_dashes(count, tmp_path):
 
 @pytest.mark.slow
 def test_epsilon_is_drawn_where_it_is_known(tmp_path):
-    spent = [row(n, epsilon=float(n)) for n in range(4)]
+    spent = [row(n, epsilon=(("image", float(n)), ("client", 2.5 * n))) for n in range(4)]
     page = write_training_page(tmp_path, SETTINGS, spent).read_text()
-    assert "epsilon so far, 3 at the end" in page
-    assert "epsilon is 3 at delta 1e-05" in sentences(spent, SETTINGS)[1]
+    assert "epsilon so far, 3 (image), 7.5 (client) at the end" in page
+    assert "epsilon so far (client)" in page
+    assert 'data-label="Epsilon"><span>3 (image), 7.5 (client)</span>' in page, "the table's last row"
+    assert "epsilon is 3 for one image and 7.5 for one client at delta 1e-05" in sentences(spent, SETTINGS)[1]
     assert "epsilon so far" not in write_training_page(tmp_path, SETTINGS, [row(0), row(1)]).read_text()
+
+
+def test_epsilon_of_an_earlier_version_has_no_unit():
+    old = Round.from_dict({**row(1).to_dict(), "epsilon": 2.5})
+    assert old.epsilon == (("", 2.5),)
+    assert "epsilon is 2.5 at delta" in sentences([old], SETTINGS)[1]
+    new = row(1, epsilon=(("image", 2.5),))
+    assert Round.from_dict(json.loads(json.dumps(new.to_dict()))) == new
 
 
 def test_sentences_say_what_was_sent_and_under_what():

@@ -7,7 +7,6 @@ import pytest
 from medpfl.core.experiments.settings import Settings
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.reporting import FLAGS, verdict_sentences
-from medpfl.reporting.verdict import verdict_states
 from tests.reporting.made_up import LAPLACE, cell, full, united
 
 TOPK, SIGN, NOISE = "TopK(keep=0.1)", "Sign()", "GaussianNoise(scale=0.1)"
@@ -215,10 +214,6 @@ def sentences(summary, settings, **union):
     return verdict_sentences(united([{"asr": None, "flags": [], **c} for c in summary], **union), Settings.of(settings))
 
 
-def states(summary):
-    return verdict_states(united(summary))
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_sentences(case):
     summary, settings, first, second = CASES[case]
@@ -246,15 +241,17 @@ def test_long_specs_are_named_by_their_heads_unless_that_is_ambiguous():
     assert two.endswith(f"(the strongest: {spec.format(0.1)}).")
 
 
-def test_states_are_of_the_strongest_attack_and_the_weakest_defense():
-    assert states([]) == (None, None)
-    assert states([LEAK, cell("DLG()", **UNSURE)]) == (LEAKS, None)
-    assert states([LEAK, cell(defense=LAPLACE, **SAFE), cell(defense=SIGN, **UNSURE)]) == (
-        LEAKS,
-        INCONCLUSIVE,
-    )
-    assert states([cell("A()", defense=LAPLACE, **SAFE), cell("B()", defense=LAPLACE, **UNSURE)])[1] == NO_LEAK
-    assert states([cell(defense=LAPLACE), cell(defense=SIGN, **SAFE)])[1] == LEAKS
+def test_the_strongest_attack_and_each_defense_decide():
+    assert sentences([], {}) == ("No attack has finished.", "There is no result for these images yet.")
+    first, second = sentences([LEAK, cell("DLG()", **UNSURE)], {})
+    assert "reconstructed 19 of 24 images" in first
+    assert second.startswith("No defense was tested")
+    weak = sentences([LEAK, cell(defense=LAPLACE, **SAFE), cell(defense=SIGN, **UNSURE)], {})[1]
+    assert "No leak was found with LaplaceNoise" in weak
+    assert "Inconclusive for Sign" in weak
+    two = [cell("A()", defense=LAPLACE, **SAFE), cell("B()", defense=LAPLACE, **UNSURE)]
+    assert "no leak was found" in sentences(two, {})[1], "all attacks on a defense are judged together"
+    assert "1 of 2 defenses still leaks" in sentences([cell(defense=LAPLACE), cell(defense=SIGN, **SAFE)], {})[1]
 
 
 def test_every_flag_is_explained():

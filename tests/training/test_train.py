@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 import torch
 
 from medpfl import InputError, Plan
-from medpfl.data.partition import Partition
+from medpfl.core.experiments.groups import Cohort
+from medpfl.core.experiments.schedule import Schedule
+from medpfl.data.images import LabelledImages
+from medpfl.data.on_disk import OnDisk
+from medpfl.data.partition import Dirichlet, Partition
 from medpfl.defenses import DPSGD, NoDefense, SecAggPlus, TopK
+from medpfl.engines.sending import packed
+from medpfl.models import MLP
 from medpfl.training.setup import TrainingSetup
+from medpfl.training.splits import splits_of
 from medpfl.training.trainer import Trainer
+from medpfl.training.work import ClientWork
 from tests.auditing.audit_cases import some_images
 from tests.training.training_cases import SMALL, plainly, small
 
@@ -246,6 +256,47 @@ def test_poisson_clients_have_the_same_images_in_every_round(monkeypatch):
     assert any("images that fill no whole batch are never used" in note for note in result.settings["notes"])
 
 
+# --- images on disk ---------------------------------------------------------------------------------------------
+
+
+def disk_of(data: LabelledImages) -> tuple[LabelledImages, list[list[int]]]:
+    """Return the same images, on disk, and a list of what is read of them."""
+    reads: list[list[int]] = []
+
+    def again(places):
+        reads.append(places)
+        yield from data.images[places]
+
+    sums = [sha256(image.numpy().tobytes()).digest() for image in data.images]
+    return replace(data, images=OnDisk(again, sums, data.shape)), reads
+
+
+def test_images_on_disk_are_held_out_and_dealt_without_reading_them():
+    held = some_images(24)
+    disk, reads = disk_of(held)
+    setups = [
+        TrainingSetup(
+            MLP((6,)), None, splits_of(data, Cohort(), 0), NoDefense(), Plan(), Dirichlet(clients=3), Schedule(), 0,
+            torch.device("cpu"),
+        )
+        for data in (held, disk)
+    ]  # fmt: skip
+    one, other = (setup.clients for setup in setups)
+    assert [own.tolist() for own in one] == [own.tolist() for own in other]
+    sent = pickle.loads(packed(ClientWork(setups[1]))).setup
+    assert [own.tolist() for own in vars(sent)["clients"]] == [own.tolist() for own in other], "dealt once"
+    assert reads == []
+    one, other = (setup.splits.judged["validation"].images for setup in setups)
+    assert isinstance(other, OnDisk)
+    assert other[:].equal(one)
+
+
+def test_rows_are_the_same_for_images_on_disk():
+    disk, reads = disk_of(some_images(24))
+    assert plainly(small(disk).rows) == plainly(small().rows)
+    assert reads
+
+
 # --- epsilon --------------------------------------------------------------------------------------------------
 
 
@@ -255,9 +306,10 @@ def test_epsilon_is_that_of_the_client_that_took_part_most():
     rows = small(plan=plan, defense=defense, fraction=0.5, rounds=4, seed=2).rows
     taken = [max(sum(client in row.clients for row in rows[: n + 1]) for client in (0, 1)) for n in range(5)]
     own = Plan("FedAvg", batch_size=4, local_images=8, sampling="poisson")
-    assert rows[0].epsilon == 0
+    assert rows[0].epsilon == (("image", 0.0),)
     for row, rounds in zip(rows[1:], taken[1:], strict=True):
-        assert row.epsilon == pytest.approx(defense.spent(own, rounds, 1e-5).value)
+        ((unit, epsilon),) = row.epsilon
+        assert (unit, epsilon) == ("image", pytest.approx(defense.spent(own, rounds, 1e-5).value))
     assert taken[-1] < 4
 
 
@@ -292,10 +344,15 @@ def test_what_a_composition_promises():
     assert (dp | SecAggPlus()).promises(plan, 3, 1e-5) == alone
     from medpfl.defenses import ClientDP, Mixup, NoDefense
 
-    assert (Mixup() | dp).promises(plan, 3, 1e-5) is None, "an image is in several mixtures"
-    assert TopK().promises(plan, 3, 1e-5) is None
-    assert NoDefense().promises(plan, 3, 1e-5) is None
-    assert (dp | ClientDP(1.0, 9.0)).promises(plan, 3, 1e-5) < alone, "the better of the two"
+    assert (Mixup() | dp).promises(plan, 3, 1e-5) == {}, "an image is in several mixtures"
+    assert TopK().promises(plan, 3, 1e-5) == {}
+    assert NoDefense().promises(plan, 3, 1e-5) == {}
+    client = ClientDP(1.0, 9.0).promises(plan, 3, 1e-5)
+    assert client["client"] < alone["image"]
+    assert (dp | ClientDP(1.0, 9.0)).promises(plan, 3, 1e-5) == {**alone, **client}, (
+        "numbers of two units do not compare"
+    )
+    assert (ClientDP(1.0, 3.0) | ClientDP(1.0, 9.0)).promises(plan, 3, 1e-5) == client, "the better of the two"
 
 
 # --- bad input ------------------------------------------------------------------------------------------------

@@ -9,12 +9,18 @@ from operator import or_
 from medpfl.auditing.records.recorded import behind
 from medpfl.core.roles import NO_DEFENSE, Composed, Defense
 
-__all__ = ["at_client", "discloses", "parts_of", "server_only", "server_side", "untold"]
+__all__ = ["at_client", "counted_parts", "discloses", "parts_of", "server_only", "server_side", "untold"]
 
 
 def parts_of(defense: Defense) -> tuple[Defense, ...]:
     """Return a composed defense's parts; any other defense is its own only part."""
     return defense.parts if isinstance(defense, Composed) else (defense,)
+
+
+def counted_parts(defense: Defense) -> tuple[Defense, ...]:
+    """Return the differentially private parts whose promises hold (`Composed.counted`)."""
+    counted = defense.counted if isinstance(defense, Composed) else (defense,)
+    return tuple(part for part in counted if part.unit is not None)
 
 
 def at_client(defense: Defense) -> Defense:

@@ -15,7 +15,7 @@ from medpfl.auditing.forecast.budget import standard_attack
 from medpfl.auditing.forecast.costs import announced, estimated
 from medpfl.auditing.isolating import Isolation
 from medpfl.auditing.jobs import Job
-from medpfl.auditing.repeated import finished, reported
+from medpfl.auditing.repeated import finished_report, reported
 from medpfl.auditing.report import Report, finish
 from medpfl.auditing.scenario import Scenario
 from medpfl.auditing.scoring import Scorer
@@ -124,7 +124,9 @@ def executed(
 
     If all of that was done before, the report is read from the run directory.
     """
-    if (found := finished(scenario, isolation, place, check)) is not None:
+    if (found := finished_report(scenario, isolation, place, check)) is not None:
+        if scenario.whole and found.store is not None:
+            found.store.check_whole()
         return found
     scenario, tested = feasible(scenario, isolation)
     run = scenario.run
@@ -139,6 +141,8 @@ def executed(
     sizes = {job.key: job.rows for job in jobs}
     cloak = identity.cloak if out is not None else Cloak(None)
     with claimed(out, identity, sizes, run.force, cloak, run.numbers_only) as store:
+        if scenario.whole:
+            store.check_whole()
         with phase("testing what the defenses disclose"):
             settings = isolation.added_to(settings_of(tested, work.player, check), scenario.attacks)
         store.note(settings=settings.to_dict(), jobs=[[*key, count] for key, count in sizes.items()])

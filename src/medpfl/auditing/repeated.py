@@ -25,10 +25,10 @@ from medpfl.runs.directory import RunDirectory, known_in, reading
 from medpfl.runs.environment import versions
 from medpfl.runs.study_key import key_of, study_index
 
-__all__ = ["finished", "reported"]
+__all__ = ["finished_report", "reported"]
 
 
-def finished(scenario: Scenario, isolation: Isolation, place: str, check: Json | None) -> Report | None:
+def finished_report(scenario: Scenario, isolation: Isolation, place: str, check: Json | None) -> Report | None:
     """Return the report of this audit's run if nothing is left to do or to write, and ``None`` otherwise.
 
     Then the run's identity and all that its pages say were the same, so what cannot work was refused by then.

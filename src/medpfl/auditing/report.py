@@ -68,9 +68,9 @@ class Report:
 
         A column holds a score each (``ssim``, ``psnr`` and so on). No row holds an image or a name.
         """
-        from medpfl.reporting.figures.notebook import columns, flattened
+        from medpfl.reporting.figures.notebook import columns, flat_rows
 
-        rows = flattened(self.rows)
+        rows = flat_rows(self.rows)
         text = as_csv(columns(rows), rows)
         if path is not None:
             write(Path(path), text.encode())
@@ -86,9 +86,9 @@ class Report:
             from pandas import DataFrame  # type: ignore[import-not-found]  (no dependency: only users of it have it)
         except ImportError:
             raise InputError("to_dataframe needs pandas: pip install pandas, or use to_csv()") from None
-        from medpfl.reporting.figures.notebook import flattened
+        from medpfl.reporting.figures.notebook import flat_rows
 
-        return DataFrame(flattened(self.rows))
+        return DataFrame(flat_rows(self.rows))
 
     def plot(self) -> Plot:
         """Draw each attack's and defense's rates with intervals; return a matplotlib figure and its axes."""

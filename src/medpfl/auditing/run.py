@@ -15,10 +15,11 @@ from medpfl.auditing.isolating import Isolation, isolating
 from medpfl.auditing.records.run import RecordCase, options_in
 from medpfl.auditing.report import Report
 from medpfl.auditing.scenario import Scenario
-from medpfl.auditing.victims import IMAGES, fitted
+from medpfl.auditing.victims import fitted
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.groups import Criteria, Run, Victims
+from medpfl.core.experiments.limits import USUAL_IMAGES
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, DataSource, Defense, Model
 from medpfl.core.threat import HONEST, ThreatModel
@@ -32,7 +33,7 @@ from medpfl.runs.pulse import pulsing
 __all__ = ["AuditCase", "audit", "case_of", "foresee", "perform"]
 
 
-def audit(
+def audit(  # noqa: PLR0913  (a public function: each argument is a group or a list of its own)
     model: str | Path | Model | nn.Module = Experiment.model,
     data: str | Path | DataSource | LabelledImages = Experiment.data,
     *,
@@ -81,6 +82,7 @@ class AuditCase:
     Attributes:
         model, data, attacks, defenses, plan, threat, weights, victims, criteria, run: as in `audit`.
         images: number of images to attack if `victims` states none and there are as many.
+        whole: as in `Scenario`.
     """
 
     model: str | Path | Model | nn.Module
@@ -93,7 +95,8 @@ class AuditCase:
     victims: Victims
     criteria: Criteria
     run: Run
-    images: int = IMAGES
+    images: int = USUAL_IMAGES
+    whole: bool = False
 
     def report(self) -> Report:
         """Run the audit, and return its report."""
@@ -135,6 +138,7 @@ class AuditCase:
                 run=run,
                 reader=found.reader,
                 recipe=isolation.recipe,
+                whole=self.whole,
             )
             yield scenario, isolation, found.place
 

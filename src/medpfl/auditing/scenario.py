@@ -54,6 +54,7 @@ class Scenario:
         selection, criteria, run: as in `medpfl.audit`, which calls the first ``victims``.
         reader: data source behind the images, if any.
         recipe: recipe of model and defenses for isolated attacks; ``None`` if there are none.
+        whole: True never splits a stack of victims; one that runs out of memory is then an error.
     """
 
     model: Model
@@ -70,6 +71,7 @@ class Scenario:
     run: Run
     reader: DataSource | None = None
     recipe: Recipe | None = None
+    whole: bool = False
 
     @cached_property
     def device(self) -> torch.device:

@@ -20,13 +20,15 @@ from medpfl.core.roles import NO_DEFENSE
 from medpfl.data.images import LabelledImages
 from medpfl.engines.choice import described
 from medpfl.inputs.checkpoint import Checkpoint
+from medpfl.inputs.parts import GivenModel
 from medpfl.inputs.standard import ENOUGH, LEAST, budget_of
 from medpfl.inspection.stability import UNSTABLE
 from medpfl.judging.summary import LESS_NOISE, MISMATCH
 from medpfl.runs.environment import versions
+from medpfl.runs.identity import fingerprint
 from medpfl.runs.progress_bar import files
 
-__all__ = ["compared", "of_reading", "settings_of"]
+__all__ = ["of_reading", "record_difference", "settings_of"]
 
 _NUMBERS_ONLY = "Numbers only: this audit wrote no target image and no reconstruction to any file."
 
@@ -53,7 +55,7 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
     known = {p for p in data.patients if p is not None}
     recorded = next((d for d in scenario.defenses if isinstance(d, Recorded)), None)
     if recorded is not None and check is None:
-        check = compared(player, recorded)
+        check = record_difference(player, recorded)
     return Settings(
         experiment={
             "data": scenario.source,
@@ -82,6 +84,7 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
         not_run=checked.not_run,
         model={
             "parameters": sum(p.numel() for p in scenario.network(0).parameters()),
+            "weights": fingerprint(scenario.network(0).state_dict()),
             "outputs": scenario.outputs,
             "batch_norm_layers": sum(name.endswith("running_mean") for name, _ in scenario.network(0).named_buffers()),
         },
@@ -109,7 +112,7 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
     )
 
 
-def compared(player: Player, recorded: Recorded) -> dict[str, Any]:
+def record_difference(player: Player, recorded: Recorded) -> dict[str, Any]:
     """Return how far a record under a defense is from the images' own update; the noise has another draw here.
 
     If two draws differ by more than the part that they share, the record counts as unverified: the update of other
@@ -161,7 +164,7 @@ def _of_filters(recorded: Recorded) -> list[str]:
 def _origin(scenario: Scenario) -> str:
     if isinstance(scenario.model, Checkpoint) and scenario.weights is None:
         return f"trained, round {scenario.model.round}"
-    return "untrained" if scenario.weights is None else "given"
+    return "untrained" if scenario.weights is None and not isinstance(scenario.model, GivenModel) else "given"
 
 
 def _notes(checked: Feasibility) -> list[str]:

@@ -99,6 +99,13 @@ class Store:
         """Return how many of a job's victims are attacked together: all, or as many as `split` noted."""
         return min(victims, self._split.get(self.cloak(job), victims))
 
+    def check_whole(self) -> None:
+        """Raise `InputError` if a stack was split, whose rows differ from those of a whole one."""
+        if self._split:
+            raise InputError(
+                f"'{self.out}' holds rows of a stack of victims that ran out of memory and was split: use another --out"
+            )
+
     def _keep(self, job: JobKey, pictures: dict[str, Tensor]) -> None:
         if self.out is None:
             self._pictures[job] = (pictures["truths"], pictures["guesses"])

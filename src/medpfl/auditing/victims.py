@@ -10,17 +10,15 @@ from torch import Tensor
 
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.groups import Victims
+from medpfl.core.experiments.limits import USUAL_IMAGES
 from medpfl.core.messages import say
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import Partition
 
-__all__ = ["IMAGES", "draw_victims", "fitted"]
-
-IMAGES = 32
-"""Number of images to attack by default."""
+__all__ = ["draw_victims", "fitted"]
 
 
-def fitted(victims: Victims, data: LabelledImages, per_update: int, usual: int = IMAGES) -> Victims:
+def fitted(victims: Victims, data: LabelledImages, per_update: int, usual: int = USUAL_IMAGES) -> Victims:
     """Return the settings with a number of images: by default `usual`, or one update's, or all if there are fewer."""
     if victims.images is not None:
         return victims

@@ -1,7 +1,8 @@
 """The work of an audit for an engine: jobs by number, and what they give.
 
-A stack that runs out of memory is attacked in halves. Searches draw the random numbers of a whole stack at once, so the
-rows depend on how a stack was split: the engine's caller keeps that before the halves are attacked (`Again`).
+A stack that runs out of memory is attacked in halves, unless stacks must stay whole (`Scenario.whole`). Searches draw
+the random numbers of a whole stack at once, so the rows depend on how a stack was split: the engine's caller keeps that
+before the halves are attacked (`Again`).
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Work:
         """Play a job; if it runs out of memory, return the same with at most half as many victims together.
 
         Raises:
-            InputError: as for `Player`; an `OutOfMemoryError` if one victim is too much.
+            InputError: as for `Player`; an `OutOfMemoryError` if one victim is too much, or stacks must stay whole.
         """
         job = self.jobs[task.number]
         parts = job.parts(task.most)
@@ -95,6 +96,14 @@ class Work:
                 raise OutOfMemoryError(
                     f"{job.key.named}: out of memory, with the update of one victim alone: lower --batch-size or "
                     "--size, use fewer --workers, or another --device"
+                ) from error
+            if self.scenario.whole:
+                gib = largest * self.scenario.victim_gib(job.defense)
+                raise OutOfMemoryError(
+                    f"{job.key.named}: out of memory with {largest} victims together, which take about {gib:.2g} GiB "
+                    "beside model and images. Fewer together would have other random starting points, so no number is "
+                    "stated: free memory, use fewer --workers or another --device, or run medpfl audit, which splits "
+                    "them and says so"
                 ) from error
             again = Again(task._replace(most=-(-largest // 2)))
         else:

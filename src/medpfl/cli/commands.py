@@ -17,7 +17,7 @@ from medpfl.cli.dry_run import foresee_audits, foresee_frontier, foresee_standar
 from medpfl.cli.endings import BAD_INPUT, DONE
 from medpfl.cli.machine import print_json
 from medpfl.cli.remaking import again, print_reproduction
-from medpfl.cli.running import LOADING, finished, planned, working
+from medpfl.cli.running import LOADING, planned, result_printed, working
 from medpfl.core.experiments.evaluation import Evaluating
 from medpfl.core.experiments.experiment import Demo, Experiment
 from medpfl.core.experiments.frontier import Frontier
@@ -48,7 +48,7 @@ def _evaluate(given: Namespace, words: list[str]) -> int:
             from medpfl.reporting.terminal import print_evaluation
 
         found = perform_evaluation(asked)
-    return finished(found, given, print_evaluation)
+    return result_printed(found, given, print_evaluation)
 
 
 def _train(given: Namespace, words: list[str]) -> int:
@@ -61,7 +61,7 @@ def _train(given: Namespace, words: list[str]) -> int:
             from medpfl.training.train import perform_training
 
         found = perform_training(training)
-    return finished(found, given, print_training)
+    return result_printed(found, given, print_training)
 
 
 def _frontier(given: Namespace, words: list[str]) -> int:
@@ -76,7 +76,7 @@ def _frontier(given: Namespace, words: list[str]) -> int:
 
         found = perform_frontier(experiment)
     verdicts = of_frontier(found.points, found.recommendation) if given.fail_on else {}
-    return finished(found, given, print_frontier, _failed_on(given.fail_on, verdicts))
+    return result_printed(found, given, print_frontier, _failed_on(given.fail_on, verdicts))
 
 
 def _perform(experiment: Experiment, given: Namespace) -> int:
@@ -111,7 +111,7 @@ def _perform(experiment: Experiment, given: Namespace) -> int:
                 for number, report in found.reports.items()
                 for defense, verdict in by_defense(report.summary).items()
             }
-    return finished(found, given, show, _failed_on(given.get("fail_on"), verdicts))
+    return result_printed(found, given, show, _failed_on(given.get("fail_on"), verdicts))
 
 
 def _compare(given: Namespace, words: list[str]) -> int:
@@ -124,7 +124,7 @@ def _compare(given: Namespace, words: list[str]) -> int:
         if given.page:
             found = replace(found, pages=(found.write_page(given.page),))
         written = [*found.pages, *([found.write_csv(given.csv)] if given.csv else [])]
-    status = finished(found, given, print_comparison)
+    status = result_printed(found, given, print_comparison)
     for path in written:
         say(f"wrote {path}", sys.stderr if given.json else sys.stdout)
     return status
@@ -165,7 +165,7 @@ def _report(given: Namespace, words: list[str]) -> int:
             make, show = again(str(known_in(Path(given.out)).get("kind")))
         with phase("reading the rows, and writing the pages"):
             found = make(Path(given.out))
-    return finished(found, given, show, _failed_part(found))
+    return result_printed(found, given, show, _failed_part(found))
 
 
 def _reproduce(given: Namespace, words: list[str]) -> int:
@@ -188,7 +188,7 @@ def _reproduce(given: Namespace, words: list[str]) -> int:
                 scale=asked.scale,
                 run=asked.run,
             )
-    return finished(found, given, print_reproduction, _failed_part(found))
+    return result_printed(found, given, print_reproduction, _failed_part(found))
 
 
 def _failed_part(found: Any) -> int:

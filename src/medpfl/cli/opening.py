@@ -10,6 +10,7 @@ from medpfl.core.experiments.evaluation import EDITIONS, Evaluating
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.frontier import Frontier
 from medpfl.core.experiments.inspection import Inspection
+from medpfl.core.experiments.limits import USUAL_IMAGES
 from medpfl.core.experiments.recording import Forgetting, Looking, Recording
 from medpfl.core.experiments.training import Training
 from medpfl.core.plan import Plan
@@ -21,8 +22,6 @@ __all__ = ["opening"]
 
 _FEW = 6
 _STANDARD = "analytic attacks"
-_IMAGES = 32
-"""Number of images that an audit attacks by default, if there are as many."""
 
 
 def opening(asked: object) -> str:
@@ -79,7 +78,7 @@ def _data(data: str) -> str:
 
 def _images(images: int | None, plan: Plan) -> str:
     each = f", {plan.batch_size} in a batch" if plan.batch_size > 1 else ""
-    return (f"{images} image{'s' * (images != 1)}" if images else f"up to {_IMAGES} images") + each
+    return (f"{images} image{'s' * (images != 1)}" if images else f"up to {USUAL_IMAGES} images") + each
 
 
 def _rounds(asked: Training) -> str:

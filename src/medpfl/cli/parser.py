@@ -16,6 +16,7 @@ from medpfl.core.experiments.inspection import Inspection
 from medpfl.core.experiments.options import Options, options_in
 from medpfl.core.experiments.recording import Forgetting, Looking, Recording
 from medpfl.core.experiments.training import Training
+from medpfl.core.versions import version_of
 from medpfl.reproduction.scale import Studies
 
 __all__ = ["COMMANDS", "ROLES", "options_of", "parser_of"]
@@ -38,7 +39,7 @@ def parser_of() -> ArgumentParser:
         allow_abbrev=False,
         exit_on_error=False,
         description="Measure which images a federated-learning server can reconstruct from a hospital's updates.",
-        version=_version(),
+        version=version_of("medpfl"),
     )
     commands = parser.add_subcommands(required=False, metavar="COMMAND")
     makers = {
@@ -59,15 +60,6 @@ def parser_of() -> ArgumentParser:
     for name, make in makers.items():
         commands.add_subcommand(name, make(), help=COMMANDS[name])
     return parser
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("medpfl")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _audit_parser() -> ArgumentParser:

@@ -15,7 +15,7 @@ from medpfl.core.messages import say
 from medpfl.core.progress import phase
 from medpfl.runs.pulse import pulsing
 
-__all__ = ["LOADING", "check_pdf", "finished", "planned", "working"]
+__all__ = ["LOADING", "check_pdf", "planned", "result_printed", "working"]
 
 LOADING = "loading PyTorch"
 """The phase in which a command imports what it needs."""
@@ -52,7 +52,7 @@ def planned(given: Namespace, plan: Callable[[], Any], asked: object) -> int:
     return 0
 
 
-def finished(found: Any, given: Namespace, show: Callable[[Any, bool], object], status: int = 0) -> int:
+def result_printed(found: Any, given: Namespace, show: Callable[[Any, bool], object], status: int = 0) -> int:
     """Print a result for people by `show`, or as JSON, and return the exit status.
 
     Raises:

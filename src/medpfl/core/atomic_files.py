@@ -96,13 +96,17 @@ def _remove_if_free(path: Path) -> None:
 def as_csv(names: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> str:
     """Return rows as CSV under a header of names. Lists are joined by spaces, and other keys are left out.
 
-    >>> print(as_csv(["a", "b"], [{"a": 1, "b": ["x", 2], "c": 3}]), end="")
+    >>> print(as_csv(["a", "b"], [{"a": 1, "b": ["x", ("y", 2)], "c": 3}]), end="")
     a,b
-    1,x 2
+    1,x y 2
     """
     file = io.StringIO()
     writer = csv.DictWriter(file, names, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     for row in rows:
-        writer.writerow({k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()})
+        writer.writerow({k: _joined(v) if isinstance(v, list | tuple) else v for k, v in row.items()})
     return file.getvalue()
+
+
+def _joined(value: Any) -> str:
+    return " ".join(map(_joined, value)) if isinstance(value, list | tuple) else str(value)

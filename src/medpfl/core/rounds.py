@@ -8,7 +8,10 @@ from typing import Any, ClassVar
 
 from medpfl.core.typed import typed
 
-__all__ = ["Round", "Scores"]
+__all__ = ["Epsilons", "Round", "Scores"]
+
+Epsilons = tuple[tuple[str, float], ...]
+"""Epsilon by privacy unit (``"image"``, ``"patient"``, ``"client"``). Numbers of two units do not compare."""
 
 Scores = dict[str, float | None]
 """``accuracy`` and ``balanced_accuracy`` with ``_low`` and ``_high``, ``auroc``, ``loss``; ``None``: undefined."""
@@ -26,7 +29,8 @@ class Round:
         update_norm: Euclidean norm of the global model's step.
         sent_norm: mean norm of the updates sent by clients.
         bytes_sent: bytes sent from all clients to the server, see `medpfl.federated.wire.wire_bytes`.
-        epsilon: largest epsilon spent by a client over all rounds so far; ``None`` if none is promised or known.
+        epsilon: largest epsilon spent by a client over all rounds so far, for each privacy unit that the defense
+            protects; ``None`` if none is promised or known.
         delta: delta at which epsilon is stated.
         seed, device, versions: what is needed to repeat the round.
         seconds, date: duration and date of the round.
@@ -41,7 +45,7 @@ class Round:
     update_norm: float
     sent_norm: float
     bytes_sent: int
-    epsilon: float | None
+    epsilon: Epsilons | None
     delta: float
     seed: int
     device: str
@@ -55,5 +59,9 @@ class Round:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Round:
-        """Return the row from a JSON object; raise `InputError` for an invalid field."""
-        return typed(cls, row)
+        """Return the row from a JSON object; raise `InputError` for an invalid field.
+
+        Rows of earlier versions hold epsilon as a number: its unit is then ``""``, unknown.
+        """
+        spent = row.get("epsilon") if isinstance(row, Mapping) else None
+        return typed(cls, {**row, "epsilon": (("", spent),)} if isinstance(spent, float) else row)

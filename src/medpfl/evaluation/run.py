@@ -14,7 +14,7 @@ from torch import nn
 from medpfl.auditing.report import Report
 from medpfl.auditing.run import AuditCase
 from medpfl.core.errors import InputError
-from medpfl.core.experiments.evaluation import EDITIONS, Evaluating
+from medpfl.core.experiments.evaluation import EDITIONS, FIXED, Evaluating
 from medpfl.core.experiments.groups import Criteria, Reading, Run, Victims
 from medpfl.core.plan import Plan
 from medpfl.core.roles import DataSource, Defense, Model
@@ -27,6 +27,8 @@ __all__ = ["Evaluation", "evaluate", "foresee_evaluation", "perform_evaluation"]
 
 _DIGITS = 3
 """Decimal digits of the scores that enter the checksum."""
+_SHOWN = 12
+"""Digits of the weights' digest in a line."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,10 @@ class Evaluation:
         from medpfl.reporting.words import label, number, percent
 
         asked, versions = self.report.settings.experiment, self.report.settings.versions
-        made = f"{asked['plan']}, MedPFL {versions['medpfl']}, checksum {self.checksum}"
+        weights = f"weights {asked['weights']}"
+        if digest := self.report.settings.model.get("weights"):  # a model of one's own may bring weights without a file
+            weights += f" ({digest[:_SHOWN]})"
+        made = f"{weights}, {asked['plan']}, MedPFL {versions['medpfl']}, checksum {self.checksum}"
         return [
             f"{self.edition}: {label(asked['model'])} with {asked['data']}, {label(cell.defense)}: "
             f"{counts(cell.union)}; any candidate {percent(cell.asr_worst.value)}; SSIM {number(cell.ssim.value)} "
@@ -110,10 +115,12 @@ def evaluate(
         plan: every client's local training, by default FedSGD on one image.
         reading: how images are read.
         edition: name of the edition.
-        run: device, run directory and so on; the edition sets seed and memory.
+        run: device, run directory and so on. The edition sets seed, memory and threads; its attack runs in this process
+            and has a budget, so isolate and minutes cannot be set either.
 
     Raises:
-        InputError: there is no such edition, `run` sets what the edition sets, or `medpfl.audit` raises it.
+        InputError: there is no such edition, `run` sets what the edition sets, `medpfl.audit` raises it, or a stack of
+            victims runs out of memory: an audit would split it, and then its rows differ.
     """
     return Evaluation(edition, _case(model, data, defenses, plan, weights, reading, edition, run).report())
 
@@ -146,7 +153,7 @@ def _case(
     if edition not in EDITIONS:
         raise InputError(f"there is no edition '{edition}': choose {' or '.join(EDITIONS)}")
     set_ = EDITIONS[edition]
-    for name in ("seed", "memory", "isolate", "threads"):
+    for name in FIXED:
         if getattr(run, name) != getattr(Run, name):
             raise InputError(f"{name} is {getattr(run, name)}, but the edition sets it: leave it out, or use audit")
     images: Any = {"size": reading.size, "fit": reading.fit, "channels": reading.channels}
@@ -162,4 +169,5 @@ def _case(
         criteria=Criteria(),
         run=replace(run, seed=set_.seed),
         images=set_.images,
+        whole=True,
     )

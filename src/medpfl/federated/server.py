@@ -22,7 +22,6 @@ __all__ = [
     "aggregate",
     "observation",
     "observe",
-    "observe_sums",
     "receive",
     "receive_sums",
 ]
@@ -206,27 +205,8 @@ def observe(
         InputError: if the defense hides single updates from the server, so that there is none to observe.
     """
     if defense.acts("aggregate"):
-        raise InputError(f"{defense!r}: the server gets a sum over clients, not single updates: see observe_sums")
+        raise InputError(f"{defense!r}: the server gets a sum over clients, not single updates: see receive_sums")
     return observation(model, receive(weights, plan, rounds, threat, **public), defense)
-
-
-def observe_sums(
-    model: nn.Module,
-    weights: Weights,
-    plan: Plan,
-    sums: Sequence[tuple[Update, Sequence[ClientRound]]],
-    threat: ThreatModel,
-    *,
-    defense: Defense,
-    **public: Any,
-) -> Observation:
-    """Return V sums over K clients each, as the attacker sees them: they hold no single client's update.
-
-    Args:
-        model, defense: as in `observe`.
-        weights, plan, sums, threat, public: as in `receive_sums`.
-    """
-    return observation(model, receive_sums(weights, plan, sums, threat, **public), defense)
 
 
 def _decoded(received: Received, defense: Defense) -> tuple[Update, Channel | None]:

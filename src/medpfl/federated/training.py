@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -149,16 +149,28 @@ def _check_finite(tensors: Tensors, what: str) -> None:
         )
 
 
-def logits_of(network: nn.Module, weights: Weights, images: Tensor) -> Tensor:
+class Sliced(Protocol):
+    """Images (N, C, H, W), of which a slice is a tensor: they may be on disk."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: slice, /) -> Tensor: ...
+
+
+def logits_of(network: nn.Module, weights: Weights, images: Sliced) -> Tensor:
     """Return the global model's logits (N, K) on the CPU for images (N, C, H, W), in eval mode.
 
-    The model receives copies, because it may overwrite its input, and the images belong to the data set.
+    The images are read and moved to the weights' device in chunks. The model receives copies, because it may overwrite
+    its input, and the images belong to the data set.
     """
     was = network.training
     network.eval()
     state = {**weights.parameters, **weights.buffers}
+    device = next((tensor.device for tensor in state.values()), None)
     try:
         with torch.no_grad():
-            return torch.cat([functional_call(network, state, (part.clone(),)).cpu() for part in images.split(_CHUNK)])
+            parts = (images[start : start + _CHUNK] for start in range(0, len(images), _CHUNK))
+            moved = (part.to(device or part.device, copy=True) for part in parts)
+            return torch.cat([functional_call(network, state, (part,)).cpu() for part in moved])
     finally:
         network.train(was)

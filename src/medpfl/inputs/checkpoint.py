@@ -30,7 +30,7 @@ from medpfl.runs.environment import generator_of
 __all__ = [
     "STATE",
     "WEIGHTS",
-    "About",
+    "AboutCheckpoint",
     "Checkpoint",
     "checkpoint_at",
     "is_checkpoint",
@@ -44,7 +44,7 @@ _ABOUT, _VERSION = "medpfl-round", 1
 
 
 @dataclass(frozen=True)
-class About:
+class AboutCheckpoint:
     """A checkpoint's description of itself. It contains no image, patient, class name or path.
 
     Attributes:
@@ -76,7 +76,7 @@ class Checkpoint(Model):
     """
 
     path: Path = field(repr=False)
-    about: About = field(repr=False)
+    about: AboutCheckpoint = field(repr=False)
     trained: str = ""
     defense: str = UNDEFENDED
     round: int = shown(0)
@@ -133,7 +133,7 @@ class Checkpoint(Model):
             raise InputError(f"the checkpoint's {self.about.model:.80} cannot be built: {error}") from None
 
 
-def keep(out: Path, about: About, network: nn.Module, weights: Weights, state: bytes) -> None:
+def keep(out: Path, about: AboutCheckpoint, network: nn.Module, weights: Weights, state: bytes) -> None:
     """Write a round's directory, whole or not at all, and delete the training state from two rounds earlier.
 
     Only the owner can read the state: it may hold what clients kept back (error feedback).
@@ -191,7 +191,7 @@ def put_state(network: nn.Module, weights: Weights) -> None:
                 tensor.copy_(given[name])
 
 
-def _checked(about: About) -> About:
+def _checked(about: AboutCheckpoint) -> AboutCheckpoint:
     """Return a checkpoint's description after checking its values.
 
     Raises:
@@ -239,13 +239,13 @@ def _rounds(path: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name[6:]))
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], About]:
+def _read(path: Path) -> tuple[dict[str, Tensor], AboutCheckpoint]:
     try:
         with safe_open(path, "pt") as file:
             about = json.loads((file.metadata() or {})[_ABOUT])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
         if about.pop("version") != _VERSION:
             raise ValueError("it has another format version")
-        return tensors, _checked(About(**about))
+        return tensors, _checked(AboutCheckpoint(**about))
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise InputError(f"'{path}' is not a training checkpoint, or it is damaged: {error}") from None

@@ -25,8 +25,7 @@ from medpfl.core.user_code.sources import modules_of
 from medpfl.core.user_code.strangers import reason
 from medpfl.federated.ready import prepare
 from medpfl.federated.server import observation
-from medpfl.inputs.checkpoint import About as Trained
-from medpfl.inputs.checkpoint import Checkpoint
+from medpfl.inputs.checkpoint import AboutCheckpoint, Checkpoint
 from medpfl.inputs.network import mapping_pixels
 from medpfl.inputs.parts import attacks_of, defenses_of, model_of
 from medpfl.isolation.pipes import Pipe
@@ -167,7 +166,7 @@ class Answers:
 
     def _made(self, recipe: dict[str, Any]) -> Model | Callable[[], nn.Module]:
         if "trained" in recipe:
-            about = Trained(**{**recipe["trained"], "image_shape": tuple(recipe["trained"]["image_shape"])})
+            about = AboutCheckpoint(**{**recipe["trained"], "image_shape": tuple(recipe["trained"]["image_shape"])})
             return Checkpoint(None, about).layers  # type: ignore[arg-type]  (its weights come with the request)
         with self._at_home():
             return model_of(recipe["spec"])

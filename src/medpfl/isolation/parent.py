@@ -64,7 +64,7 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class About:
+class AboutAttack:
     """The worker's description of an attack in its process.
 
     Attributes:
@@ -142,14 +142,14 @@ class Worker:
         """Return a stand-in for an attack built by the worker.
 
         Args:
-            told: the worker's description of it, with the fields of `About`.
+            told: the worker's description of it, with the fields of `AboutAttack`.
             who: the attack's name in error messages.
 
         Raises:
             InputError: the description is unusable.
         """
         try:
-            about = About(**{**told, "overrides": tuple(told["overrides"])})
+            about = AboutAttack(**{**told, "overrides": tuple(told["overrides"])})
             texts = (about.spec, about.name, about.module, about.qualname, about.doc, *about.overrides)
             if type(about.number) is not int or not all(isinstance(t, str) and len(t) < _LONGEST for t in texts):
                 raise ValueError
@@ -225,7 +225,7 @@ class Isolated(Attack):
     """
 
     worker: Worker
-    about: About
+    about: AboutAttack
     spec: str = ""
     scene: Scene | None = None
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from torchvision.models.vision_transformer import VisionTransformer
 
 from medpfl.models.parts import Normalized
 
-__all__ = ["DenseNetwork", "ResidualNetwork", "TransformerNetwork", "published_weights"]
+__all__ = ["Blocks", "DenseNetwork", "ResidualNetwork", "TransformerNetwork", "published_weights"]
 
 _SPREAD = 0.02
 
@@ -56,22 +56,21 @@ class DenseNetwork(Normalized, DenseNet):
         self.set_normalization(channels)
 
 
+class Blocks(NamedTuple):
+    """The blocks of a vision transformer: their number, and each one's width, heads, hidden units and dropout."""
+
+    depth: int
+    width: int
+    heads: int
+    mlp: int
+    dropout: float
+
+
 class TransformerNetwork(Normalized, VisionTransformer):
     """Vision transformer for images of any sides, with a random last layer."""
 
-    def __init__(
-        self,
-        *,
-        patch: int,
-        depth: int,
-        width: int,
-        heads: int,
-        mlp: int,
-        dropout: float,
-        tokens: int,
-        classes: int,
-        channels: int,
-    ) -> None:
+    def __init__(self, blocks: Blocks, *, patch: int, tokens: int, classes: int, channels: int) -> None:
+        depth, width, heads, mlp, dropout = blocks
         # Built for an image of one patch; the position embedding is replaced below.
         super().__init__(patch, patch, depth, heads, width, mlp, dropout=dropout, num_classes=classes)
         if channels != 3:

@@ -57,17 +57,13 @@ class ViT(Model):
         channels, height, width = planar(image_shape, "ViT")
         if height % self.patch or width % self.patch:
             raise InputError(f"images of {height} x {width} cannot be cut into patches of {self.patch}: choose another")
-        from medpfl.models.torchvision_networks import TransformerNetwork
+        from medpfl.models.torchvision_networks import Blocks, TransformerNetwork
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             return TransformerNetwork(
+                Blocks(self.depth, self.width, self.heads, self.mlp or 4 * self.width, self.dropout),
                 patch=self.patch,
-                depth=self.depth,
-                width=self.width,
-                heads=self.heads,
-                mlp=self.mlp or 4 * self.width,
-                dropout=self.dropout,
                 tokens=1 + (height // self.patch) * (width // self.patch),
                 classes=self.classes or num_classes,
                 channels=self.channels or channels,

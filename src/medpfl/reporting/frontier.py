@@ -12,7 +12,7 @@ from medpfl.reporting.figures.bounds import bound_section
 from medpfl.reporting.figures.frontier import NAMES, frontier_figure
 from medpfl.reporting.phrases import trials
 from medpfl.reporting.verdict import MARKS
-from medpfl.reporting.words import DASH, known, label, number, percent, percents, similarity
+from medpfl.reporting.words import DASH, epsilons, known, label, number, percent, percents, similarity
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -63,7 +63,7 @@ def _advice(points: Mapping[str, Point], chosen: Json) -> str:
             f"together{_left(chosen)}."
         )
     best = points[chosen["defense"]]
-    bound = f" (epsilon {number(best['epsilon'], '.3g')})" if known(best["epsilon"]) else ""
+    bound = f" (epsilon {epsilons(best['epsilon'], ' and ', ' for one {}')})" if best["epsilon"] else ""
     also = " It meets this limit, but the audit's verdict is that it leaks." if best["verdict"] == "leaks" else ""
     also += " Labels still leak; no limit covers them." if best["label_verdict"] == "leaks" else ""
     return (
@@ -148,7 +148,7 @@ def _values(place: int, point: Point, chosen: Json) -> list[tuple[str, str]]:
         rate("asr"),
         (_ssim(point, chosen), _spread(point, chosen)),
         rate("identified"),
-        (number(point["epsilon"], ".3g"), "" if point["epsilon"] is None else f"at delta {point['delta']:g}"),
+        (epsilons(point["epsilon"]), "" if point["epsilon"] is None else f"at delta {point['delta']:g}"),
         (point["verdict"], ", ".join(point["flags"])),
         ("; ".join(marks) or DASH, ""),
     ]
@@ -186,10 +186,12 @@ _SHORT = {
     "Re-id.": "Re-identified",
     "Eps.": "Epsilon",
 }
-_PLAIN = ("Loss", "SSIM", "Eps.")
+_PLAIN = ("Loss", "SSIM")
 
 
 def _number(name: str, value: str, note: str) -> str:
+    if name == "Eps.":  # a line for each unit: the table is as narrow as a terminal
+        return value.replace(", ", "\n").replace(" (", "\n(")
     return value if name in _PLAIN else f"{value}\n{note}"
 
 

@@ -10,7 +10,7 @@ from medpfl.core.atomic_files import write
 from medpfl.core.experiments.settings import Json
 from medpfl.core.rounds import Round, Scores
 from medpfl.core.verdicts import UNDEFENDED
-from medpfl.reporting.words import between, label, number, percent, percents
+from medpfl.reporting.words import between, epsilons, label, number, percent, percents
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,7 +39,8 @@ def sentences(rows: Sequence[Round], settings: Json) -> tuple[str, str]:
         f"{number(scores['images'], '.0f')} {name} images correctly; balanced accuracy "
         f"{_rate(scores, 'balanced_accuracy')}; AUROC {area}."
     )
-    spent = "" if last.epsilon is None else f"; epsilon is {number(last.epsilon, '.3g')} at delta {last.delta:g}"
+    stated = epsilons(last.epsilon, " and ", " for one {}")
+    spent = "" if last.epsilon is None else f"; epsilon is {stated} at delta {last.delta:g}"
     total = sum(row.bytes_sent for row in rows)
     return first, f"{experiment.get('clients', 'The')} clients sent {size(total)} in total{spent}."
 
@@ -74,7 +75,7 @@ def _values(row: Round, name: str) -> list[tuple[str, str]]:
     scores = row.scores[name]
     rates = [(percent(scores[k]), percents(scores[f"{k}_low"], scores[f"{k}_high"])) for k in _RATES]
     plain = [number(scores["auroc"], ".3f"), number(scores["loss"], ".3g"), number(row.update_norm, ".3g")]
-    rest = [*plain, size(row.bytes_sent), number(row.epsilon, ".3g")]
+    rest = [*plain, size(row.bytes_sent), epsilons(row.epsilon)]
     return [(str(row.round), ""), *rates, *((value, "") for value in rest)]
 
 

@@ -14,7 +14,7 @@ from medpfl.judging.types import Cell
 from medpfl.reporting.phrases import Cells, bounded, by, counts, easier, example, extent, hits, labels, reason
 from medpfl.reporting.words import brief, known, label, percent, share
 
-__all__ = ["MARKS", "verdict_sentences", "verdict_states"]
+__all__ = ["MARKS", "verdict_sentences"]
 
 # A shape beside each color, so that nobody has to tell red from green.
 MARKS = {LEAKS: "\u25b2", NO_LEAK: "\u25cb", INCONCLUSIVE: "?"}
@@ -37,17 +37,6 @@ def verdict_sentences(summary: Cells, settings: Settings) -> tuple[str, str]:
     if recorded:
         return first, _recorded(groups[0], settings)
     return first, (_one(groups[0], settings) if len(groups) == 1 else _many(groups))
-
-
-def verdict_states(summary: Cells) -> tuple[str | None, str | None]:
-    """Return the outcome for each statement, or ``None`` where it states none.
-
-    Several defenses together get the outcome of the weakest.
-    """
-    bare, groups = _split(summary)
-    states = [_state(cells) for cells in groups]
-    worst = next((s for s in (LEAKS, INCONCLUSIVE, NO_LEAK) if s in states), None)
-    return (_state(bare) if bare else None), worst
 
 
 def _named(summary: Cells) -> list[Cell]:

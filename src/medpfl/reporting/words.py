@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable
 
+from medpfl.core.rounds import Epsilons
 from medpfl.core.verdicts import RECORDED, SUCCESS, UNDEFENDED
 from medpfl.judging.types import Cell
 
@@ -16,6 +17,7 @@ __all__ = [
     "between",
     "brief",
     "counted",
+    "epsilons",
     "known",
     "label",
     "model_argument",
@@ -134,6 +136,16 @@ def percents(low: float | None, high: float | None, threshold: float | None = No
     ends = [round(100 * end, 9) for end in (low, high)]
     places = [0 if threshold is None else _decimals(end, round(100 * threshold, 9), 0, above) for end in ends]
     return DASH.join(number(end, f".{d}f") for end, d in zip(ends, places, strict=True)) + " %"
+
+
+def epsilons(spent: Epsilons | None, joint: str = ", ", unit: str = " ({})") -> str:
+    """Format epsilon with its privacy unit; `DASH` if there is none.
+
+    >>> epsilons((("image", 2.0), ("client", 5.69))), epsilons((("image", 3.25),), unit=" for one {}")
+    ('2 (image), 5.69 (client)', '3.25 for one image')
+    """
+    known_units = [number(value, ".3g") + (unit.format(name) if name else "") for name, value in spent or ()]
+    return joint.join(known_units) or DASH
 
 
 def counted(number: int, noun: str) -> str:

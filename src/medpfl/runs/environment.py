@@ -7,7 +7,6 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.user_code.strangers import explained
+from medpfl.core.versions import version_of
 
 __all__ = [
     "checked_module",
@@ -61,13 +61,8 @@ def device_of(name: str) -> torch.device:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages behind the results."""
-    found = {"python": platform.python_version()}
-    for package in ("medpfl", "torch", "torchvision", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "unknown"
-    return found
+    packages = ("medpfl", "torch", "torchvision", "numpy")
+    return {"python": platform.python_version(), **{package: version_of(package) for package in packages}}
 
 
 @contextlib.contextmanager
@@ -89,7 +84,8 @@ def checked_module(network: Any) -> nn.Module:
 def stack_size(network: nn.Module, images: Tensor, plan: Plan, memory: float, clients: int = 1) -> int:
     """Return how many victims to attack together: as many as fit into `memory` GiB by a fixed estimate, at most 64.
 
-    The estimate depends on the experiment alone, never on free memory.
+    The estimate depends on the experiment alone, never on free memory. A stack that runs out of memory all the same is
+    split later, and the run notes how (`medpfl.auditing.work`).
 
     Args:
         network, images, plan, clients: as in `victim_size`.

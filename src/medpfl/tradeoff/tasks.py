@@ -12,6 +12,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.frontier import Frontier
 from medpfl.core.experiments.groups import ClientImages, Criteria, Victims
+from medpfl.core.experiments.limits import USUAL_IMAGES
 from medpfl.core.experiments.training import Training
 from medpfl.core.spec import expand
 from medpfl.core.verdicts import UNDEFENDED
@@ -20,9 +21,6 @@ from medpfl.tradeoff.limits import Limit, updates_for
 from medpfl.training.train import OF_ATTACKS
 
 __all__ = ["Setting", "audit_of", "check", "parts_of", "strengths_of", "training_of", "with_images"]
-
-_IMAGES = 32
-"""Default number of attacked images; more if the limits need more updates."""
 
 
 class Setting(NamedTuple):
@@ -76,7 +74,7 @@ def with_images(experiment: Frontier, limits: Sequence[Limit]) -> Frontier:
     """Return the experiment with its number of images set; the default is enough updates to prove the limits."""
     if experiment.images is not None:
         return experiment
-    updates = max(updates_for(limits) or 1, -(-_IMAGES // experiment.images_per_update))
+    updates = max(updates_for(limits) or 1, -(-USUAL_IMAGES // experiment.images_per_update))
     return experiment.having(images=updates * experiment.images_per_update)
 
 

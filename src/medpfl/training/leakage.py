@@ -59,7 +59,7 @@ class Leakage:
         return sentence(self.summary)
 
 
-def leakage(
+def leakage(  # noqa: PLR0913  (as `audit`)
     model: str | Path,
     data: str | Path | DataSource | LabelledImages,
     rounds: Sequence[int],

@@ -12,6 +12,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.experiments.groups import Cohort
 from medpfl.core.roles import DataSource
 from medpfl.data.images import LabelledImages
+from medpfl.data.on_disk import OnDisk
 from medpfl.data.partition import IID
 from medpfl.inputs.parts import Found, data_of, source_of
 from medpfl.inputs.spelling import names_a_source
@@ -93,10 +94,15 @@ def _held_out(data: LabelledImages, holdout: int, seed: int) -> tuple[Tensor, La
 
 
 def part_of(data: LabelledImages, places: Tensor) -> LabelledImages:
-    """Return the images at the given places."""
-    chosen = places.tolist()
+    """Return the images at the given places, in ascending order. Those of a set on disk stay there.
+
+    In memory, the pixels are copied, unless all images are meant.
+    """
+    if len(places) == len(data):
+        return data
+    chosen, images = places.tolist(), data.images
     return LabelledImages(
-        images=data.images[places],
+        images=images.at(places) if isinstance(images, OnDisk) else images[places],
         labels=data.labels[places],
         classes=data.classes,
         names=tuple(data.names[i] for i in chosen),

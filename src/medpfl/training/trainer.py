@@ -6,7 +6,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
 
 from torch import nn
 
@@ -14,13 +13,14 @@ from medpfl.auditing.privacy.epsilon import uncovered_statistics
 from medpfl.core import progress
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
-from medpfl.core.rounds import Round, Scores
+from medpfl.core.roles import Unit
+from medpfl.core.rounds import Epsilons, Round, Scores
 from medpfl.core.types import Update, Weights
 from medpfl.data.images import LabelledImages
 from medpfl.engines.engine import Crew, Lost, Watch
 from medpfl.federated.training import Done, Played, Standing, close_round, logits_of
 from medpfl.federated.wire import wire_bytes
-from medpfl.inputs.checkpoint import STATE, WEIGHTS, About, keep, put_weights, round_folder
+from medpfl.inputs.checkpoint import STATE, WEIGHTS, AboutCheckpoint, keep, put_weights, round_folder
 from medpfl.metrics.utility import utility
 from medpfl.runs.environment import explained, generator_of, versions
 from medpfl.training.setup import TrainingSetup
@@ -108,7 +108,7 @@ class Trainer:
 
     def _scores(self, images: LabelledImages) -> Scores:
         with explained("the model cannot be run on the validation or test images"):
-            logits = logits_of(self.network, self.weights, images.images[:].to(self.setup.device))
+            logits = logits_of(self.network, self.weights, images.images)
         patients = [i if p is None else p for i, p in enumerate(images.patients)]
         return utility(logits, images.labels, patients)
 
@@ -116,7 +116,7 @@ class Trainer:
         setup, out = self.setup, self.store.out
         assert out is not None
         specs = self.store.cloak((repr(setup.model), repr(setup.defense)))
-        about = About(number, *specs, setup.data.shape, len(setup.data.classes), setup.seed)
+        about = AboutCheckpoint(number, *specs, setup.data.shape, len(setup.data.classes), setup.seed)
         keep(out, about, self.network, self.weights, packed(self.standing))
 
     def _read(self, number: int) -> Standing:
@@ -147,7 +147,7 @@ class _Told(Watch):
 
 
 class Spent:
-    """The epsilon spent so far by the client that spent most; ``None`` without a guarantee.
+    """The epsilon spent so far by the client that spent most, by privacy unit; ``None`` without a guarantee.
 
     Attributes:
         why: why a guarantee exists but no epsilon is stated; empty otherwise.
@@ -155,24 +155,25 @@ class Spent:
 
     def __init__(self, setup: TrainingSetup, network: nn.Module) -> None:
         self.setup, self.why = setup, ""
-        self._known: dict[tuple[Plan, int], float | None] = {}
+        self._known: dict[tuple[Plan, int], dict[Unit, float]] = {}
+        self.units: tuple[Unit, ...] = ()
         try:
-            promised = self._of(0, 1) is not None
+            promised = self._of(0, 1)
         except InputError as error:
-            promised, self.why = True, f"epsilon is unknown: {error}"
-        if promised and not self.why:
-            self.why = self._uncovered(network)
-        self.counts = promised and not self.why
+            self.why = f"epsilon is unknown: {error}"
+        else:
+            self.why = self._uncovered(network) if promised else ""
+            self.units = () if self.why else tuple(promised)
 
-    def __call__(self, taken: Sequence[int]) -> float | None:
-        found: list[Any] = [self._of(client, n) for client, n in enumerate(taken) if n] if self.counts else []
-        return max(found, default=0.0 if self.counts else None)
+    def __call__(self, taken: Sequence[int]) -> Epsilons | None:
+        found = [self._of(client, n) for client, n in enumerate(taken) if n] if self.units else []
+        return tuple((unit, max((one[unit] for one in found), default=0.0)) for unit in self.units) or None
 
-    def _of(self, client: int, rounds: int) -> float | None:
+    def _of(self, client: int, rounds: int) -> dict[Unit, float]:
         key = (self.setup.plan_of(client), rounds)
         if key not in self._known:
             with explained("the defense cannot state its epsilon"):
-                self._known[key] = self.setup.defense.promises(*key, self.setup.schedule.delta)
+                self._known[key] = dict(self.setup.defense.promises(*key, self.setup.schedule.delta) or {})
         return self._known[key]
 
     def _uncovered(self, network: nn.Module) -> str:

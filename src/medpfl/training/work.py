@@ -56,7 +56,9 @@ class ClientWork:
             return play_client(self.model, task.weights, work, self.setup.defense, task.state)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what another process needs: the clients' images, and nothing that was derived."""
+        """Return what another process needs: the images, and the indices of each client's. Nothing else was derived."""
         splits = self.setup.splits
         mine = splits._replace(found=splits.found._replace(reader=None, place=""), judged={}, readers=())
-        return {"setup": replace(self.setup, splits=mine)}
+        setup = replace(self.setup, splits=mine)
+        vars(setup)["clients"] = self.setup.clients  # the property's cache, so that no process deals them again
+        return {"setup": setup}

@@ -208,7 +208,7 @@ class Matching(Problem):
                     values, slopes = zip(*(self._stack(part, *known) for part, known in parts), strict=True)
                     return torch.cat(values), torch.cat(slopes)
                 except torch.OutOfMemoryError:
-                    raise  # results must not depend on the available memory
+                    raise  # the loop would hide it: an audit splits the stack, and notes that
                 except RuntimeError as error:  # vmap lacks a rule for an operation; for other causes, the loop raises
                     if "allocate memory" in str(error):
                         raise

@@ -21,7 +21,7 @@ from medpfl.runs.directory import RunDirectory, check_made, known_in
 from medpfl.runs.outlook import Outlook, Step
 from medpfl.runs.study_key import StudyIndex, study_index
 
-__all__ = ["finished", "foreseen", "foreseen_of", "peak"]
+__all__ = ["finished_jobs", "foreseen", "foreseen_of", "peak"]
 
 
 def peak() -> float | None:
@@ -51,7 +51,7 @@ def foreseen(player: Player, jobs: list[Job], done: set[Job], notes: tuple[str, 
     return Outlook(tuple(steps.values()), None if each is None else each * processes, notes, workers)
 
 
-def finished(scenario: Scenario, index: StudyIndex, jobs: list[Job]) -> tuple[set[Job], tuple[str, ...]]:
+def finished_jobs(scenario: Scenario, index: StudyIndex, jobs: list[Job]) -> tuple[set[Job], tuple[str, ...]]:
     """Return the jobs that the run directory already holds, and notes on what else it holds.
 
     Raises:
@@ -91,7 +91,7 @@ def foreseen_of(scenario: Scenario, isolation: Isolation, place: str, check: Jso
         check_made(out)
     index = study_index(out, scenario.data, scenario.source, place, scenario.run.force, keep=False)
     jobs = jobs_of(scenario)
-    done, notes = finished(scenario, index, jobs)
+    done, notes = finished_jobs(scenario, index, jobs)
     player = Player(scenario, Scorer(scenario.data, index, bool(scenario.label_shape)), checked.wrong_layer is not None)
     with phase("testing what the defenses disclose"):
         settings_of(checked, player, check)  # refuses what contradicts itself

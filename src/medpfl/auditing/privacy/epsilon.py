@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from medpfl.auditing.defense_parts import at_client, parts_of
+from medpfl.auditing.defense_parts import at_client, counted_parts, parts_of
 from medpfl.auditing.records.recorded import behind
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
@@ -57,8 +56,9 @@ def spent(defenses: Sequence[Defense], plan: Plan, delta: float, network: nn.Mod
         whole = at_client(behind(defense))
         texts = _accounts(whole, plan, network)
         if private := private_parts(whole):
-            lines = [_line(part, plan, delta) for part in private]
-            texts.insert(0, _unpromised(whole, plan, delta, network) or "; ".join(lines))
+            counted = counted_parts(whole)
+            lines = [_line(part, plan, delta) if part in counted else _disturbed(part) for part in private]
+            texts.insert(0, _UNCOVERED if uncovered_statistics(whole, network, plan) else "; ".join(lines))
         if texts:
             found[repr(defense)] = "; ".join(texts)
     return found
@@ -75,14 +75,11 @@ def _accounts(whole: Defense, plan: Plan, network: nn.Module) -> list[str]:
     return [text for text in told if text]
 
 
-def _unpromised(whole: Defense, plan: Plan, delta: float, network: nn.Module) -> str:
-    """Return the reason why the accountants' epsilon would not hold; ``""`` if it holds."""
-    if uncovered_statistics(whole, network, plan):
-        return "epsilon is not stated: the noise would not cover the batch-norm statistics that clients send"
-    with suppress(InputError), explained("its promises() failed"):  # `_line` reports the failure
-        if whole.promises(plan, ROUNDS, delta) is None:
-            return "epsilon is not stated: another part changes the input of its steps"
-    return ""
+_UNCOVERED = "epsilon is not stated: the noise would not cover the batch-norm statistics that clients send"
+
+
+def _disturbed(part: Defense) -> str:
+    return f"epsilon for {_WHOSE[part.unit or '']} is not stated: another part changes the input of its steps"
 
 
 def private_parts(defense: Defense) -> tuple[Defense, ...]:

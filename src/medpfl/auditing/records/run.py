@@ -30,7 +30,7 @@ from medpfl.auditing.records.recorded import (
 from medpfl.auditing.report import Report
 from medpfl.auditing.scenario import Scenario
 from medpfl.auditing.scoring import Scorer
-from medpfl.auditing.settings import compared
+from medpfl.auditing.settings import record_difference
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.groups import Criteria, Reading, Run, Victims
@@ -122,7 +122,7 @@ class RecordCase(RecordOptions, _Pair):
             scenario = found.scenario
             scorer = Scorer(scenario.data, study_index(None, scenario.data, scenario.source, place))
             recorded = next(d for d in scenario.defenses if isinstance(d, Recorded))
-            return compared(Player(scenario, scorer, found.wrong_layer is not None), recorded)
+            return record_difference(Player(scenario, scorer, found.wrong_layer is not None), recorded)
 
     def report(self, check: Json | None = None, secret: str | None = None) -> Report:
         """Run the attacks, and return the report.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Monomial", "Probed", "flattened", "linear", "monomial_of", "unflattened"]
+__all__ = ["Monomial", "Probed", "coordinates_of", "linear", "monomial_of", "tensors_of"]
 
 _DIGIT = 1024
 """Base of the digits in which indices are probed; its digits are exact in every floating-point type."""
@@ -20,12 +20,12 @@ _SCALES = (2.0**-20, 1.0, 2.0**10, 2.0**40)
 """Sizes of the probes relative to the update: clipping and rounding are linear only at some sizes."""
 
 
-def flattened(tensors: Mapping[str, Tensor]) -> Tensor:
+def coordinates_of(tensors: Mapping[str, Tensor]) -> Tensor:
     """Return all coordinates (D,) in float64, tensor after tensor."""
     return torch.cat([t.detach().double().flatten() for t in tensors.values()])
 
 
-def unflattened(values: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def tensors_of(values: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return coordinates (D,) as tensors with the shapes of `like` and the dtype of `values`."""
     parts = values.split([t.numel() for t in like.values()])
     return {name: part.view(t.shape) for part, (name, t) in zip(parts, like.items(), strict=True)}
@@ -66,7 +66,7 @@ class Probed:
         return torch.randn(self.size, generator=generator, dtype=torch.float64).to(self.own.device)
 
     def _called(self, values: Tensor) -> Mapping[str, Tensor]:
-        return self.function(unflattened(values, self.like))
+        return self.function(tensors_of(values, self.like))
 
     def _joined(self, made: Mapping[str, Tensor]) -> Tensor:
         return torch.cat([made[name].double().flatten() for name in self.like])

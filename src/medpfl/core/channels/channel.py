@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from medpfl.core.channels.affine import Monomial, Probed, flattened, linear, monomial_of, unflattened
+from medpfl.core.channels.affine import Monomial, Probed, coordinates_of, linear, monomial_of, tensors_of
 
 __all__ = ["Channel", "Tensors", "stack_tensors"]
 
@@ -169,20 +169,20 @@ class Channel:
     def _read(self, found: Monomial, told: Tensors) -> Channel:
         precision, bounds, size = None, None, found.scale.abs()
         if self.precision is not None:
-            each = flattened(self.precision)[found.source]
+            each = coordinates_of(self.precision)[found.source]
             precision = _shaped(torch.where(size > 0, each / size.square(), 0.0), told)
         if self.bounds is not None:
-            each = flattened(self.bounds)[found.source]
+            each = coordinates_of(self.bounds)[found.source]
             bounds = _shaped(torch.where(size > 0, each * size, 0.0), told)
         return replace(self, precision=precision, bounds=bounds)
 
     def _mixed(self, probed: Probed, told: Tensors) -> Channel:
         """Return this channel after a dense map, with each tensor's mean variance from independent input noise."""
-        variance = flattened(told).new_zeros(probed.size)
+        variance = coordinates_of(told).new_zeros(probed.size)
         if self.precision is not None:
-            variance = variance + 1 / flattened(self.precision)
+            variance = variance + 1 / coordinates_of(self.precision)
         if self.bounds is not None:
-            variance = variance + flattened(self.bounds).square() / 3
+            variance = variance + coordinates_of(self.bounds).square() / 3
         unknown, generator = variance.isinf(), torch.Generator().manual_seed(2)
         deviation = torch.where(unknown, 0.0, variance).sqrt()
         total = torch.zeros_like(variance)
@@ -190,9 +190,9 @@ class Channel:
             for _ in range(_PROBES):
                 total += (probed(deviation * probed.normal(generator)) - probed.shift).square() / _PROBES
             reached = probed(unknown * probed.normal(generator)) - probed.shift
-        means = {name: t.mean().expand_as(t) for name, t in unflattened(total, told).items()}
+        means = {name: t.mean().expand_as(t) for name, t in tensors_of(total, told).items()}
         lost = (reached.abs() > 1e-6 * reached.abs().max()) & unknown.any()
-        precision = torch.where(lost, 0.0, 1 / flattened(means).clamp(min=1e-30))
+        precision = torch.where(lost, 0.0, 1 / coordinates_of(means).clamp(min=1e-30))
         return replace(self, precision=_shaped(precision, told), bounds=None, laplace=False)
 
     @staticmethod
@@ -212,7 +212,7 @@ def _given(apply: Callable[..., Tensors], known: Tensors, tensors: Tensors) -> T
 
 
 def _shaped(values: Tensor, like: Tensors) -> dict[str, Tensor]:
-    return {name: part.to(like[name].dtype) for name, part in unflattened(values, like).items()}
+    return {name: part.to(like[name].dtype) for name, part in tensors_of(values, like).items()}
 
 
 def _times(tensors: Tensors | None, factor: float) -> Tensors | None:

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from medpfl.core.channels.affine import Monomial, Probed, flattened, linear, monomial_of, unflattened
+from medpfl.core.channels.affine import Monomial, Probed, coordinates_of, linear, monomial_of, tensors_of
 from medpfl.core.channels.channel import Channel, Tensors
 from medpfl.core.types import Update
 
@@ -79,7 +79,7 @@ def decoded(update: Update, channel: Channel) -> tuple[Update, Channel]:
 
 def _unit(updates: Sequence[Update]) -> float:
     """Return the largest root mean square among the updates' finite coordinates; 1 if all are zero."""
-    sizes = [flattened(u.tensors).nan_to_num(0.0, 0.0, 0.0).square().mean().sqrt() for u in updates]
+    sizes = [coordinates_of(u.tensors).nan_to_num(0.0, 0.0, 0.0).square().mean().sqrt() for u in updates]
     return float(torch.stack(sizes).max()) or 1.0
 
 
@@ -144,9 +144,9 @@ class _Read:
 
     def __init__(self, total: Monomial, update: Update, channel: Channel) -> None:
         self.total, self.update, self.channel = total, update, channel
-        self.sent = flattened(update.tensors)
-        self.told = None if channel.precision is None else flattened(channel.precision)
-        self.error = None if channel.bounds is None else flattened(channel.bounds)
+        self.sent = coordinates_of(update.tensors)
+        self.told = None if channel.precision is None else coordinates_of(channel.precision)
+        self.error = None if channel.bounds is None else coordinates_of(channel.bounds)
         self.reads = total.scale != 0
         self.count = torch.bincount(total.source[self.reads], minlength=len(self.sent))
         self.once = bool(self.count.max() <= 1)
@@ -218,16 +218,19 @@ def _conjugated(
     sent = torch.cat([made[name].flatten() for name in tensors])
     places = readers.clamp(min=0)
     back = (sent - total.shift.to(sent))[places] / total.scale[places].to(sent).where(readers >= 0, 1.0)
-    return unflattened(torch.where(readers >= 0, back, 0.0), tensors)
+    return tensors_of(torch.where(readers >= 0, back, 0.0), tensors)
 
 
 def _cast(values: Tensor, like: Tensors) -> dict[str, Tensor]:
-    return {name: part.to(like[name].dtype) for name, part in unflattened(values, like).items()}
+    return {name: part.to(like[name].dtype) for name, part in tensors_of(values, like).items()}
 
 
 def _solved(dense: Probed, update: Update, channel: Channel) -> tuple[Update, Channel] | None:
     """Return the update before a dense affine map; ``None`` if the map cannot be inverted."""
-    sent, told = flattened(update.tensors), None if channel.precision is None else flattened(channel.precision)
+    sent, told = (
+        coordinates_of(update.tensors),
+        None if channel.precision is None else coordinates_of(channel.precision),
+    )
     if channel.bounds is not None and any(bool(t.any()) for t in channel.bounds.values()):
         return None
     if not sent.isfinite().all() or (told is not None and not (told > 0).all()):

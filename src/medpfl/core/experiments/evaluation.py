@@ -10,7 +10,7 @@ from medpfl.core.experiments.groups import Reading, Run
 from medpfl.core.experiments.options import Options, again, group, option
 from medpfl.core.plan import Plan
 
-__all__ = ["EDITIONS", "Edition", "Evaluating"]
+__all__ = ["EDITIONS", "FIXED", "Edition", "Evaluating"]
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ EDITIONS = {"standard-2026.1": Edition("WorstCase(evaluations=1000)", images=100
 """All editions by name; the last one is the current one."""
 
 
+FIXED = ("seed", "memory", "minutes", "isolate", "threads")
+"""Fields of `Run` that an edition sets: rows depend on them, or they are for other attacks than its own."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Evaluating(Options):
     """A standard evaluation's options as strings and numbers. What is not an option, the edition sets."""
@@ -43,4 +47,4 @@ class Evaluating(Options):
     edition: Literal["standard-2026.1"] = option("standard-2026.1", "edition of the standard evaluation")
     reading: Reading = group(Reading())
     plan: Plan = group(Plan())
-    run: Run = group(Run(), without=("seed", "memory", "minutes", "isolate", "threads"))
+    run: Run = group(Run(), without=FIXED)

@@ -59,7 +59,8 @@ class Frontier(Training):
         Victims,
         "images",
         None,
-        "number of images to attack, spread evenly over classes; unset: 32, or more if the limits need more updates",
+        f"number of images to attack, spread evenly over classes; unset: {limits.USUAL_IMAGES}, or more if the limits "
+        "need more updates",
     )
     images_per_update: int = option(1, "number of images in each attacked update", least=1, most=limits.IMAGES)
     draws: int = again(Victims, "draws", text="number of random initializations to audit")

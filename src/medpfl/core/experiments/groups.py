@@ -72,7 +72,8 @@ class Victims(ClientImages):
 
     images: int | None = option(
         None,
-        "number of images to attack, spread evenly over classes; unset: 32, or all if there are fewer",
+        f"number of images to attack, spread evenly over classes; unset: {limits.USUAL_IMAGES}, or all if there are "
+        "fewer",
         least=1,
         most=limits.IMAGES,
     )

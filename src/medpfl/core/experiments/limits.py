@@ -36,6 +36,7 @@ __all__ = [
     "SWEEP",
     "TEXTS",
     "THREADS",
+    "USUAL_IMAGES",
     "WORKERS",
     "YAML_NODES",
     "check_classes",
@@ -50,6 +51,8 @@ __all__ = [
 
 IMAGES = 1_000_000
 """Images to attack, per batch, per client or per update."""
+USUAL_IMAGES = 32
+"""Images to attack by default, if there are as many. No limit, but here for all who state it."""
 LINE = 200
 """Characters in a line that a user gives for the pages."""
 SIDE = 4096

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
-from typing import Any, Literal, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, Unpack, get_args, get_origin, get_type_hints
 
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.experiments.limits import shortened
@@ -36,6 +36,13 @@ class OptionError(InputError):
 
     def __reduce__(self) -> tuple[type[OptionError], tuple[str, ...]]:
         return type(self), (self.name, self.problem)
+
+
+class _Ends(TypedDict, total=False):
+    least: float | None
+    above: float | None
+    most: float | None
+    below: float | None
 
 
 class Bounds(NamedTuple):
@@ -88,25 +95,22 @@ def option(
     default: Any,
     text: str,
     *,
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
     kind: Any = None,
     told: bool = True,
     shown: bool = False,
+    **bounds: Unpack[_Ends],
 ) -> Any:
     """Return the field of an option.
 
     Args:
         default: the default; a list is copied for each object.
         text: the help text; ``""`` if neither the command line nor a YAML file accepts the option.
-        least, above, most, below: bounds of a number (at least, above, at most, below).
         kind: its type on the command line, if the field also accepts objects.
         told: True if the option identifies a run; False if no row depends on it, or if it is recorded elsewhere.
         shown: True if a part's spec always states it (`medpfl.core.spec.shown`).
+        bounds: bounds of a number: ``least``, ``above``, ``most``, ``below``.
     """
-    metadata = {"option": (text, Bounds(least, above, most, below), kind, told), "shown": shown}
+    metadata = {"option": (text, Bounds(**bounds), kind, told), "shown": shown}
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -7,17 +7,14 @@ they are imported when used.
 
 from __future__ import annotations
 
-import math
 import warnings
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 
 from medpfl.core.errors import InputError, check_positive
 
-__all__ = ["Epsilon", "epsilon", "noise_for"]
+__all__ = ["Epsilon", "epsilon"]
 
-
-_DOUBLE = math.log(2)
 _LEAST = 0.05
 """Minimum noise multiplier for computing epsilon: below it, the accountants run out of memory."""
 
@@ -61,33 +58,6 @@ def epsilon(noise: float, rate: float, steps: int, delta: float) -> Epsilon:
     if noise < _LEAST:
         raise InputError(f"noise is {noise}: below {_LEAST}, epsilon is in the hundreds and promises nothing")
     return Epsilon(_prv(noise, rate, steps, delta), _pld(noise, rate, steps, delta), delta)
-
-
-def noise_for(target: float, delta: float, rate: float, steps: int) -> float:
-    """Return the smallest noise multiplier, within 0.5 percent, at which both epsilons are at most `target`.
-
-    Raises:
-        InputError: a number is out of its range, or the extra ``dp`` is not installed.
-    """
-    check_positive(epsilon=target)
-    _check(1.0, rate, steps, delta)
-
-    from scipy.optimize import root_scalar
-
-    @cache
-    def excess(log_noise: float) -> float:
-        """Return the logarithm of epsilon over its target, which is almost linear in that of the noise."""
-        return math.log(max(_prv(math.exp(log_noise), rate, steps, delta) / target, 1e-9))
-
-    low = high = 0.0
-    while excess(high) > 0:
-        low, high = high, high + _DOUBLE
-    while low == high or excess(low) <= 0:
-        low, high = low - _DOUBLE, low
-    noise = math.exp(root_scalar(excess, bracket=(low, high), xtol=1e-3).root)
-    while _prv(noise, rate, steps, delta) > target or _pld(noise, rate, steps, delta) > target:
-        noise *= 1.001
-    return noise
 
 
 def _check(noise: float, rate: float, steps: int, delta: float) -> None:

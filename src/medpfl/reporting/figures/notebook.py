@@ -10,7 +10,7 @@ from medpfl.core.types import Finding
 from medpfl.judging.types import Cell, Rate
 from medpfl.reporting.words import attacker, label, percent, percents
 
-__all__ = ["columns", "flattened", "table", "tabled"]
+__all__ = ["columns", "flat_rows", "table", "tabled"]
 
 _HEADS = ("attack", "defense", "images", "reconstructed", "re-identified", "verdict")
 _JOINED = ("grants", "flags")
@@ -39,7 +39,7 @@ def _rate(rate: Rate) -> str:
     return percent(rate.value) + ends
 
 
-def flattened(rows: Iterable[Finding]) -> list[Json]:
+def flat_rows(rows: Iterable[Finding]) -> list[Json]:
     """Return rows as flat dictionaries: a column for each score and version, lists joined by spaces."""
     return [_flat(row) for row in rows]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from medpfl.core.rounds import Round
 from medpfl.reporting.figures.svg import COLORS, inline
-from medpfl.reporting.words import number, percent
+from medpfl.reporting.words import epsilons, number, percent
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,21 +72,32 @@ def privacy_figure(rows: Sequence[Round]) -> str:
     """Draw epsilon by round if the defense states one, else the bytes sent so far."""
     figure, axes = canvas()
     numbers = [row.round for row in rows]
+    lines: dict[str, list[float]] = {}
     if rows[-1].epsilon is not None:
-        values = [_known(row.epsilon) for row in rows]
-        text, spoken, unit = (
-            "epsilon so far",
-            f"epsilon so far, {number(rows[-1].epsilon, '.3g')} at the end",
-            "epsilon",
-        )
+        for unit, _ in rows[-1].epsilon:
+            name = f"epsilon so far ({unit})" if unit else "epsilon so far"
+            lines[name] = [_known(dict(row.epsilon or ()).get(unit)) for row in rows]
+        spoken = f"epsilon so far, {epsilons(rows[-1].epsilon)} at the end"
     else:
-        values = [total / 1e6 for total in accumulate(row.bytes_sent for row in rows)]
-        text, spoken, unit = "MB sent so far", f"megabytes sent so far, {number(values[-1], '.3g')} at the end", "MB"
-    axes.plot(numbers, values, color=COLORS["leak"], linewidth=1.6, label=text)
+        lines["MB sent so far"] = [total / 1e6 for total in accumulate(row.bytes_sent for row in rows)]
+        spoken = f"megabytes sent so far, {number(lines['MB sent so far'][-1], '.3g')} at the end"
+    tips: dict[str, str] = {}
+    for (name, values), color in zip(lines.items(), ("leak", "safe", "doubt"), strict=False):
+        axes.plot(numbers, values, color=COLORS[color], linewidth=1.6, label=name)
+        texts = [f"round {n}: {number(value, '.3g')} {_of(name)}" for n, value in zip(numbers, values, strict=True)]
+        tips |= marks(axes, numbers, values, color, texts)
     axes.set_ylim(bottom=0)
     legend(axes)
-    texts = [f"round {n}: {number(value, '.3g')} {unit}" for n, value in zip(numbers, values, strict=True)]
-    return inline(figure, "privacy", f"By round: {spoken}", marks(axes, numbers, values, "leak", texts))
+    return inline(figure, "privacy", f"By round: {spoken}", tips)
+
+
+def _of(line: str) -> str:
+    """Return a line's unit of measurement.
+
+    >>> _of("MB sent so far"), _of("epsilon so far (image)")
+    ('MB', 'epsilon (image)')
+    """
+    return line.replace(" sent", "").replace(" so far", "")
 
 
 def step_figure(rows: Sequence[Round]) -> str:
