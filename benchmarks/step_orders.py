@@ -17,7 +17,6 @@ from benchmarks.rows import columns, conditions, now, rate
 from benchmarks.scenes import REPORTED, TUNED, available, held_out, known_images, play, shuffled
 from medpfl.attacks import Posterior
 from medpfl.core.plan import Plan
-from medpfl.core.roles import Attack
 from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Reconstruction
 from medpfl.metrics import ssim
@@ -31,11 +30,6 @@ GRANTS = {"unknown": (), "granted": ("labels", "order")}
 
 HEAD = columns(("set", -12), ("model", -9), ("rate", 7), ("steps", 6), ("", 2), ("order", -9), ("images", 6))
 HEAD += columns(("identified", 11), ("", 2), ("ASR [95 %]", -19), ("SSIM", 6), ("labels", 7), ("in order", 9), ("s", 6))
-
-
-def attack(steps: int) -> Attack:
-    """Return the attack. Updates without noise can be matched more closely than its default does."""
-    return Posterior(steps=steps, floor=3e-3, coarse=(0.1, 0.03, 0.01))
 
 
 @dataclass
@@ -105,7 +99,7 @@ def _draw(chosen: argparse.Namespace, name: str, model: str, order: str, draw: i
     case = play(network, images[own][None], labels[own][None], classes, plan=plan, threat=threat)
     asked = play(network, images[own][None], labels[own][None], classes, plan=plan, threat=ThreatModel(("order",)))
     began = now()
-    found = attack(chosen.steps)(case.seen, torch.Generator().manual_seed(draw))
+    found = Posterior(steps=chosen.steps)(case.seen, torch.Generator().manual_seed(draw))
     tally.seconds += now() - began
     steps = torch.arange(len(own)) if asked.seen.order is None or order == "granted" else asked.seen.order[0, 0]
     places = torch.stack([(known == image).flatten(1).all(1).nonzero()[0, 0] for image in images[own[steps]]])

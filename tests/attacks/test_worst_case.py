@@ -20,7 +20,6 @@ from tests.attacks.scenes import scene, smooth, tiny
 IMAGES = smooth(3).view(3, 1, 1, 12, 12)
 LABELS = torch.tensor([[0], [2], [1]])
 GRANTED = ThreatModel(("defense",))
-SMALL = ["Posterior()", "iDLG()"]
 
 
 def generator() -> torch.Generator:
@@ -54,9 +53,9 @@ def test_the_guess_is_the_first_candidate_and_the_likeliest():
     seen = convolutional()
     found = WorstCase(evaluations=100)(seen, generator())
     assert found.candidates is not None
-    assert found.candidates.shape == (3, 3, 1, 1, 12, 12), "Posterior, iDLG, and iDLG from the best of both"
+    assert found.candidates.shape == (3, 2, 1, 1, 12, 12), "Posterior, and iDLG from its guess"
     assert torch.equal(found.candidates[:, 0], found.guesses)
-    _, density = worst_case.judged(worst_case.with_noise(seen), found.candidates[:, 2], found.labels, *_posterior(seen))
+    _, density = worst_case.judged(worst_case.with_noise(seen), found.candidates[:, 1], found.labels, *_posterior(seen))
     assert (found.loss <= density).all()
 
 
@@ -101,7 +100,7 @@ def test_a_certificate_of_a_gray_guess_certifies_no_image(monkeypatch):
     found = WorstCase(evaluations=100)(convolutional(), generator())
     assert (found.evaluations > 0).all()
     assert found.certificates == ("", "", "")
-    assert set(found.found_by) <= {"Posterior()", "iDLG()", "iDLG(), from the best guess"}
+    assert set(found.found_by) <= {"Posterior()", "iDLG(), from the best guess"}
 
 
 def test_a_budget_too_small_for_searches_is_no_failure_of_the_attack():
@@ -138,18 +137,18 @@ def test_an_analytic_attack_has_no_iterates_but_its_guess():
 
 
 @pytest.mark.parametrize(
-    ("mode", "batch", "names"),
+    ("mode", "batch", "name"),
     [
-        ("train", 2, ["GradInv(tv=0.1, rate=0.1)"]),
-        ("eval", 2, ["Posterior()", "iDLG()"]),
-        ("train", 1, ["Posterior()", "iDLG()"]),
+        ("train", 2, "GradInv(tv=0.1, rate=0.1)"),
+        ("eval", 2, "Posterior()"),
+        ("train", 1, "Posterior()"),
     ],
 )
-def test_batches_that_batch_norm_mixes_are_searched_on_the_cosine(mode, batch, names):
+def test_batches_that_batch_norm_mixes_are_searched_on_the_cosine(mode, batch, name):
     network = ConvNet(width=4, depth=2, norm="batch").build((1, 12, 12), 3, 0)
     images, labels = smooth(2 * batch).view(2, batch, 1, 12, 12), torch.zeros(2, batch, dtype=torch.long)
     seen = scene(network, images, labels, Plan(batch_size=batch, mode=mode))
-    assert [search.name for search in worst_case._searches(seen, 200)] == names
+    assert [search.name for search in worst_case._searches(seen, 200)] == [name]
 
 
 def test_some_victims_of_an_observation_are_those_that_it_would_hold_alone():

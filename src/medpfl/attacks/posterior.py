@@ -57,8 +57,8 @@ class Posterior(Attack):
     steps: int = 600
     restarts: int = 1
     edges: float = 0.04
-    floor: float = 1e-2
-    coarse: tuple[float, ...] = (0.3, 0.1, 0.03)
+    floor: float = 3e-3
+    coarse: tuple[float, ...] = (0.1, 0.03, 0.01)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "coarse", tuple(self.coarse))

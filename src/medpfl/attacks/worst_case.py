@@ -35,10 +35,9 @@ _SOLVERS: tuple[Attack, ...] = (RGAP(), DeepRGAP(), APRIL(), Separation())
 _EXPLAINED = 1e-8
 """Relative squared distance below which a guess explains the update, and no further search begins."""
 
-_EXACT_SHARES: dict[_Settings, float] = {Posterior(): 0.45, iDLG(): 0.2}
-_NOISY_SHARES: dict[_Settings, float] = {Posterior(): 0.4, iDLG(): 0.3}
-"""The searches for exact and for noisy updates of small networks, with their shares of the budget. One of them goes on
-from the best guess with the rest: iDLG fits an exact update best, and Posterior does not fit the noise."""
+_FIRST = 0.75
+"""Posterior's share of the budget for small networks. With the rest, a search goes on from the best guess: iDLG for
+exact updates, which it fits best, and Posterior for noisy ones, whose noise it does not fit."""
 
 _MIXED = GradInv(tv=0.1, rate=0.1)
 """The search for batches whose images batch norm in train mode mixes, with the whole budget. Searches with L-BFGS end
@@ -63,8 +62,9 @@ class WorstCase(Attack):
     Source: MedPFL. As in AutoAttack (Croce and Hein, ICML 2020, arXiv:2003.01690), members with fixed settings replace
     the choice of an attack and its tuning.
     Members: `RGAP`, `DeepRGAP`, `APRIL` and `Separation` where their checks accept the model and the plans. For updates
-    that none of them explains: `Posterior` and `iDLG`, after which one of them continues the best guess. For deep
-    networks, GradInv's settings for these; for batches under batch norm in train mode, ``GradInv(tv=0.1, rate=0.1)``.
+    that none of them explains: `Posterior`, after which `iDLG` continues the best guess for exact updates, and
+    `Posterior` for noisy ones. Instead of these, deep networks get GradInv's settings for them, and batches under batch
+    norm in train mode ``GradInv(tv=0.1, rate=0.1)``.
     Choice: a read with a certificate comes first. Otherwise the guess with the highest posterior density is chosen,
     `Posterior`'s objective: the update's likelihood under its noise, and the prior for images. The other members'
     guesses are candidates, so an audit also counts what any member reconstructs.
@@ -145,8 +145,7 @@ def _searches(seen: Observation, evaluations: int) -> list[Search]:
         return [Search(Posterior(), evaluations)]
     if batch_norms(seen.model) and any(plan.batch_size > 1 for plan in seen.views[0].plans):
         return [Search(_MIXED, evaluations)]
-    shares = _NOISY_SHARES if _noisy(seen) else _EXACT_SHARES
-    return [Search(attack, int(share * evaluations)) for attack, share in shares.items()]
+    return [Search(Posterior(), int(_FIRST * evaluations))]
 
 
 def _noisy(seen: Observation) -> bool:
