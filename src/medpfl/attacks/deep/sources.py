@@ -116,7 +116,7 @@ def separate(matrix: Tensor) -> Sources:
 
 
 def required(unknowns: int) -> int:
-    """Return the number of entries that must test a vector with so many unknowns before it is certified."""
+    """Return the number of entries that must test a vector before it is certified, by its number of unknowns."""
     return max(2 * unknowns, unknowns + _SPARE)
 
 
