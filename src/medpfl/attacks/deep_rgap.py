@@ -91,7 +91,7 @@ class DeepRGAP(Attack):
         values that a defense leaves.
         """
         check_plans(plans)
-        if _solved(model, plans, image_shape):
+        if RGAP().accepts(model, plans, image_shape):
             raise InputError("RGAP applies to this model and inverts every layer: attack with RGAP")
         weights = Weights.of(model)
         graph = graph_of(model, weights, image_shape)
@@ -162,15 +162,6 @@ class DeepRGAP(Attack):
             start = start + _NOISE * torch.randn(start.shape, generator=generator).to(start)
         found = LBFGS(tolerance=self.tolerance, patience=50).minimize(front, start, self.steps)
         return front.images(found.z), found
-
-
-def _solved(model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> bool:
-    """Return True if `medpfl.attacks.RGAP` accepts the model."""
-    try:
-        RGAP().check(model, plans, image_shape)
-    except InputError:
-        return False
-    return True
 
 
 def _alike(graph: Graph, read: list[Peeled]) -> Iterator[tuple[tuple[Node, ...], Tensor]]:

@@ -118,21 +118,13 @@ class WorstCase(Attack):
 
 def solvers_of(model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> list[Attack]:
     """Return the analytic attacks that apply to a model and the plans of the clients in an update."""
-    return [solver for solver in _SOLVERS if _applies(solver, model, plans, image_shape)]
+    return [solver for solver in _SOLVERS if solver.accepts(model, plans, image_shape)]
 
 
 def may_explain(model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> bool:
     """Return True if an analytic attack that applies may explain the update; of a batch, `APRIL` reads a mean only."""
     batch = sum(plan.images for plan in plans) > 1
     return any(not (batch and isinstance(found, APRIL)) for found in solvers_of(model, plans, image_shape))
-
-
-def _applies(solver: Attack, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> bool:
-    try:
-        solver.check(model, plans, image_shape)
-    except InputError:
-        return False
-    return True
 
 
 def _searches(seen: Observation, evaluations: int) -> list[Search]:

@@ -147,8 +147,7 @@ class Feasibility:
 
     def _takes(self, attack: Attack, ready: nn.Module, plans: tuple[Plan, ...]) -> bool:
         with suppress(InputError), explained("it cannot be run as the check runs it"):
-            attack.check(ready, plans, self.scenario.data.shape)
-            return True
+            return attack.accepts(ready, plans, self.scenario.data.shape)
         return False
 
     @property

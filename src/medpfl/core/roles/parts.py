@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from medpfl.core.errors import InputError
 from medpfl.core.spec import Part
 
 if TYPE_CHECKING:
@@ -48,6 +49,14 @@ class Attack(Part):
             plans: plans of the clients in an update; several under secure aggregation.
             image_shape: (C, H, W) or (C, D, H, W).
         """
+
+    def accepts(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> bool:
+        """Return True if `check` refuses nothing."""
+        try:
+            self.check(model, plans, image_shape)
+        except InputError:
+            return False
+        return True
 
     def suited(self, model: nn.Module) -> tuple[Attack, ...]:
         """Return variants of the attack with settings for this model, to be run as well.
