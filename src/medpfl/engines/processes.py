@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.sharedctypes import RawValue
 from types import ModuleType
 from typing import Any
@@ -107,7 +107,7 @@ class _Crew(Crew):
     def _new(self) -> _Worker:
         context = multiprocessing.get_context(_method())
         self.workers.append(
-            _Worker(context, lambda share, alive: (self.payload, self.threads, share, alive, self.speech))
+            _Worker(context, self.payload, lambda share, alive: (self.threads, share, alive, self.speech))
         )
         return self.workers[-1]
 
@@ -144,14 +144,15 @@ class _Worker:
 
     Args:
         context: from `multiprocessing`.
+        payload: the work, which goes through the pipe: as an argument, it would be copied once more.
         arguments: what `begin` gets, from the shared number and the pipe.
 
     Attributes:
         share: shared number with the share of its task that is done.
     """
 
-    def __init__(self, context: Any, arguments: Callable[[Any, Any], tuple[Any, ...]]) -> None:
-        self.share = RawValue("d", 0.0)
+    def __init__(self, context: Any, payload: bytes, arguments: Callable[[Any, Any], tuple[Any, ...]]) -> None:
+        self.share, self.payload = RawValue("d", 0.0), payload
         self._theirs, self._alive = context.Pipe(duplex=False)
         self._executor = ProcessPoolExecutor(1, context, begin, arguments(self.share, self._theirs))
         self._process: Any = None
@@ -166,6 +167,9 @@ class _Worker:
             with _without_main():
                 future = self._executor.submit(perform, sent)
             self._process = next(iter(set(multiprocessing.active_children()) - before), None)
+            self._theirs.close()  # the worker has its own: if it ends, nobody reads, and sending ends too
+            with suppress(OSError):
+                self._alive.send_bytes(self.payload)
         except BrokenProcessPool as error:  # it ended between two tasks
             future = Future[Any]()
             future.set_exception(error)
@@ -181,7 +185,8 @@ class _Worker:
         why = _how(None if self._process is None else self._process.exitcode)
         self.kill()
         self._alive.close()
-        self._theirs.close()
+        if not self._theirs.closed:
+            self._theirs.close()
         self._executor.shutdown(cancel_futures=True)
         return why
 
