@@ -62,7 +62,7 @@ class Processes(Engine):
     @contextmanager
     def crew(self, work: Work) -> Iterator[Crew]:
         """Yield processes; see `Engine.crew`."""
-        crew = _Crew(packed(work), self.workers, self.threads)
+        crew = _Crew(work, self.workers, self.threads)
         try:
             yield crew
         finally:
@@ -70,8 +70,9 @@ class Processes(Engine):
 
 
 class _Crew(Crew):
-    def __init__(self, payload: bytes, most: int, threads: int) -> None:
-        self.payload, self.most, self.threads, self.speech = payload, most, threads, Speech.now()
+    def __init__(self, work: Work, most: int, threads: int) -> None:
+        self.work, self.most, self.threads, self.speech = work, most, threads, Speech.now()
+        self.payload = packed(work)
         self.workers: list[_Worker] = []
 
     def results(self, tasks: Sequence[Any], watch: Watch | None = None) -> Results:
@@ -83,6 +84,7 @@ class _Crew(Crew):
                 place, worker = todo.popleft(), idle.pop()
                 tries[place] += 1
                 busy[worker.submit(tasks[place])] = (place, worker)
+            self.payload = b""  # all workers have it; it is as large as the images
             done, _ = wait(busy, _TICK, FIRST_COMPLETED)
             told((place, worker.share.value) for place, worker in busy.values())
             for future in done:
@@ -105,7 +107,7 @@ class _Crew(Crew):
                 yield place, result
 
     def _new(self) -> _Worker:
-        context = multiprocessing.get_context(_method())
+        context, self.payload = multiprocessing.get_context(_method()), self.payload or packed(self.work)
         self.workers.append(
             _Worker(context, self.payload, lambda share, alive: (self.threads, share, alive, self.speech))
         )
@@ -170,6 +172,7 @@ class _Worker:
             self._theirs.close()  # the worker has its own: if it ends, nobody reads, and sending ends too
             with suppress(OSError):
                 self._alive.send_bytes(self.payload)
+            self.payload = b""
         except BrokenProcessPool as error:  # it ended between two tasks
             future = Future[Any]()
             future.set_exception(error)
