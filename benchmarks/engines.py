@@ -3,7 +3,9 @@
 Each task runs inline, with one worker and with two, in turn, several times, each time from nothing. The overhead is
 that of one worker process over the same work in this process. The efficiency is the throughput of two workers over
 twice that of this process. Starting the workers counts; for audits, reading images and writing pages do not, and a
-frontier counts as a whole. An audit of few short jobs shows the start most.
+frontier counts as a whole. An audit of few short jobs shows the start most. ``BENCH_CLOCK=cpu``, for a machine that is
+busy, counts the processor seconds of this process and of the busiest of each crew's workers: this process waits while
+they compute, so on idle cores that is the time that passes.
 
 ``--costs`` prints the seconds per image of some attacks instead: an audit's jobs inline, controls included, divided by
 their rows. docs/scale.md has them.
@@ -12,14 +14,18 @@ their rows. docs/scale.md has them.
 from __future__ import annotations
 
 import argparse
+import os
 import pickle
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event, Thread
 
-from benchmarks.memory import draw
+from benchmarks.memory import children, draw
 from benchmarks.rows import columns, conditions, now
 from benchmarks.scenes import available, held_out
 from medpfl.auditing.execution import WORK, checked
@@ -47,6 +53,8 @@ ENGINES = {
 HEAD = columns(("task", -30), ("inline", 8), ("one", 8), ("two", 8), ("overhead", 9), ("efficiency", 11))
 COSTS = columns(("model", -22), ("attack", -22), ("rows", 5), ("s/image", 9), ("from", 7), ("to", 7))
 FRONTIER = "frontier, ConvNet"
+_LOOK = 0.2
+"""Seconds between two looks at the workers' processor time."""
 
 
 @dataclass(frozen=True)
@@ -100,14 +108,59 @@ def work_of(case: Case) -> Work:
         return Work(found.scenario, Scorer(scenario.data, index), found.wrong_layer is not None)
 
 
+class Clock:
+    """The seconds that pass by `now` while the context lasts; if it is the processor's, workers' too (see above)."""
+
+    def __init__(self) -> None:
+        self.seconds, self._ended, self._crews = 0.0, Event(), list[dict[int, float]]()
+
+    def __enter__(self) -> Clock:
+        self.seconds = -now()
+        self._watch = Thread(target=self._look, daemon=True)
+        if now is time.process_time:
+            self._watch.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += now()
+        self._ended.set()
+        if self._watch.is_alive():
+            self._watch.join()
+        self.seconds += self.of_workers
+
+    @property
+    def of_workers(self) -> float:
+        """The processor seconds of each crew's busiest worker, together."""
+        return sum(max(crew.values()) for crew in self._crews)
+
+    def _look(self) -> None:
+        while not self._ended.wait(_LOOK):
+            self.note({pid: seconds for pid in children(*children(os.getpid())) if (seconds := _processor(pid))})
+        self.seconds -= time.thread_time()  # this watch is no part of the work
+
+    def note(self, used: dict[int, float]) -> None:
+        """Note the processor seconds of the workers that are there, by process; other processes are another crew."""
+        if used and not (self._crews and self._crews[-1].keys() & used.keys()):
+            self._crews.append({})
+        if used:
+            self._crews[-1].update(used)
+
+
+def _processor(pid: int) -> float:
+    """Return the processor seconds of a process; 0 if it has ended."""
+    with suppress(OSError, IndexError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
 def audited(work: Work, run: Run) -> float:
     """Return the seconds that an engine takes for all jobs of a work that has computed nothing yet."""
     tasks, fresh = [Task(number, len(job.groups)) for number, job in enumerate(work.jobs)], pickle.loads(packed(work))
-    with ready(run, *WORK):
-        began = now()
+    with ready(run, *WORK), Clock() as clock:
         for _ in engine_of(run).results(fresh, tasks):
             pass
-        return now() - began
+    return clock.seconds
 
 
 def compared(run: Run) -> float:
@@ -125,9 +178,9 @@ def compared(run: Run) -> float:
             schedule=Schedule(rounds=40),
             run=Run(out=Path(root, "run"), engine=run.engine, workers=run.workers, numbers_only=True),
         )
-        began = now()
-        perform_frontier(frontier)
-        return now() - began
+        with Clock() as clock:
+            perform_frontier(frontier)
+        return clock.seconds
 
 
 def measured(name: str) -> Callable[[Run], float]:

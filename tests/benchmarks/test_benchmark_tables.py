@@ -20,6 +20,7 @@ from benchmarks import (
     conditioning,
     contested,
     deep,
+    engines,
     filters,
     kills,
     label_counts,
@@ -435,6 +436,28 @@ def test_a_row_that_is_lost_or_there_twice_or_changed_after_a_kill_is_counted():
     assert (right["rows"], right["lost"], right["twice"], right["changed"]) == (4, 0, 0, 0)
     wrong = kills.compared([rows[0], rows[1], rows[1], {**rows[2], "ssim": 0.6}], rows)
     assert (wrong["rows"], wrong["lost"], wrong["twice"], wrong["changed"]) == (4, 1, 1, 1)
+
+
+def test_a_process_that_a_program_left_is_found_until_it_has_ended(tmp_path):
+    audit = kills.Audit(tmp_path, tmp_path / "out", "inline")
+    name, _, value = audit.mark.partition("=")
+    waits = [sys.executable, "-c", "input()"]
+    with subprocess.Popen(
+        waits, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env={name: value}, start_new_session=True
+    ) as process:
+        assert audit.left() == [process.pid]
+        assert kills.ended(process)
+        assert process.returncode not in (None, 0)
+    assert audit.left() == []
+    assert kills.Audit(tmp_path, tmp_path / "other", "inline").mark != audit.mark
+
+
+def test_processor_time_is_that_of_each_crew_s_busiest_worker():
+    clock = engines.Clock()
+    for used in ({}, {1: 0.5, 2: 1.0}, {1: 3.0, 2: 2.0}, {2: 2.5}, {}, {3: 4.0}):
+        clock.note(used)
+    assert clock.of_workers == 7.0
+    assert engines._processor(os.getpid()) > 0
 
 
 def test_only_a_process_of_ones_own_is_killed():

@@ -11,6 +11,7 @@ import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import get_ident
 
@@ -213,6 +214,32 @@ def test_a_part_of_a_tensor_travels_without_the_whole():
     assert torch.equal(found["part"], part)
     assert (found["turned"].stride(), found["turned"].tolist()) == (turned.stride(), turned.tolist())
     assert found["numbers"] == [1, "two", None]
+
+
+def test_many_images_travel_once_and_as_they_are():
+    images = torch.rand(200, 3, 32, 32)
+    weights = torch.nn.Parameter(torch.rand(600, 600))
+    given = {
+        "images": images, "same": images, "part": images[:150], "turned": images.transpose(1, 3), "weights": weights,
+        "bytes": (images * 255).byte(), "half": images.bfloat16(), "few": images[0].clone(),
+    }  # fmt: skip
+    sent = packed(given)
+    found = pickle.loads(sent)
+    assert len(sent) < 1.1 * sum(part.nbytes for name, part in given.items() if name != "same") + images.nbytes
+    for name, part in given.items():
+        assert (type(found[name]), found[name].dtype) == (type(part), part.dtype), name
+        assert (found[name].stride(), found[name].requires_grad) == (part.stride(), part.requires_grad), name
+        assert torch.equal(found[name], part), name
+    assert found["same"] is found["images"]
+    found["images"].zero_()
+    assert torch.equal(found["part"], given["part"]), "each has its own memory, as before"
+
+
+@pytest.mark.slow
+def test_a_worker_that_ends_before_it_has_its_work_is_lost(monkeypatch):
+    monkeypatch.setattr("medpfl.engines.processes.begin", len)  # raises TypeError, and reads nothing
+    ((_, found),) = Processes(1).results(partial(max, bytes(2**22)), [b""])
+    assert isinstance(found, Lost)
 
 
 def test_a_crew_keeps_its_work_from_one_sequence_to_the_next(tmp_path):

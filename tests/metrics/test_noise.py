@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from medpfl.metrics import ncc, ssim
-from medpfl.metrics.noise import noise_scores
+from medpfl.metrics.noise import noise_images, noise_scores, percentile_of
 from tests.metrics.phantoms import phantom
 
 
@@ -39,3 +39,10 @@ def test_large_images_are_scored_in_parts(monkeypatch):
     whole = noise_scores(ncc, truth)
     monkeypatch.setattr("medpfl.metrics.noise._ELEMENTS", 24 * 24 * 7)
     assert noise_scores(ncc, truth).item() == pytest.approx(whole.item(), abs=0.03)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 5, 16, 16), (1, 12, 12, 12)])
+def test_what_ssim_computes_once_for_all_targets_changes_no_digit(shape):
+    truth = torch.cat([torch.rand(3, *shape, generator=torch.Generator().manual_seed(1)), torch.full((1, *shape), 0.5)])
+    plain = [torch.stack([ssim(noise, image[None]) for image in truth]) for noise in noise_images(shape)]
+    assert torch.equal(noise_scores(ssim, truth), percentile_of(torch.cat(plain, 1), 1))

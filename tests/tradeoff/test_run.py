@@ -14,6 +14,7 @@ import yaml
 from medpfl import InputError, Run, cli
 from medpfl.auditing.report import reread
 from medpfl.auditing.store import read_rows
+from medpfl.core.errors import DivergedError
 from medpfl.core.experiments.options import options_in
 from medpfl.core.experiments.training import Training
 from medpfl.core.verdicts import NO_LEAK
@@ -101,6 +102,36 @@ def undated(out):
 def test_workers_train_and_audit_to_the_same_points(whole, pictures, tmp_path, no_pages_of_runs):
     perform_frontier(small(pictures).having(out=tmp_path / "two", workers=2))
     assert undated(tmp_path / "two") == undated(whole[0])
+
+
+def test_the_first_trainings_fill_the_workers_and_the_audit_comes_before_the_others(pictures, tmp_path, monkeypatch):
+    course = []
+
+    def trained(_, tasks, *__):
+        course.append([(setting.place, seed) for setting, seed in tasks])
+        return {SPECS[2]} & {setting.spec for setting, _ in tasks}
+
+    monkeypatch.setattr(module, "_trained", trained)
+    monkeypatch.setattr(module, "_audited_at_once", lambda *_: course.append("audit"))
+    for workers, first in ((1, [(0, 0)]), (5, [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)])):
+        with pytest.raises(InputError, match="training-0-seed-0' is not a run directory"):  # nothing was trained
+            perform_frontier(small(pictures, seeds=2).having(out=tmp_path / f"{workers}", workers=workers))
+        begun, audit, others = course
+        left = [(place, seed) for place in range(4) for seed in range(2) if (place, seed) not in first]
+        assert (begun, audit) == (first, "audit")
+        assert others == [one for one in left if one != (2, 1) or (2, 0) not in first], "what diverged is done with"
+        course.clear()
+
+
+def test_only_under_a_defense_may_a_training_diverge(pictures, tmp_path, monkeypatch):
+    def diverges(_):
+        raise DivergedError("not finite")
+
+    monkeypatch.setattr(module, "perform_training", diverges)
+    train, settings = module._Training(small(pictures), tmp_path), strengths_of(SMALL["defense"])
+    assert train((settings[1], 0))
+    with pytest.raises(DivergedError):
+        train((settings[0], 0))
 
 
 @pytest.mark.slow

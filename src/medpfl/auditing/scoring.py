@@ -214,11 +214,21 @@ class Scorer:
     def _score_baselines(self, victims: Sequence[Tensor], truths: Sequence[Tensor]) -> None:
         """Score guesses without the update, which do not depend on attack and defense, for victims that have none."""
         copies, todo, means = self.data.copies, [], []
-        for own, truth in zip(victims, truths, strict=True):
-            if tuple(own.tolist()) in self._baselines:
-                continue
-            noise = {"noise_ssim": noise_scores(ssim, truth).tolist(), "noise_ncc": noise_scores(ncc, truth).tolist()}
-            self._baselines[tuple(own.tolist())] = noise | dict.fromkeys(_OTHERS, [None] * len(own))
+        new = {
+            tuple(own.tolist()): (own, truth)
+            for own, truth in zip(victims, truths, strict=True)
+            if tuple(own.tolist()) not in self._baselines
+        }
+        if not new:
+            return
+        noise = [noise_scores(score, torch.cat([truth for _, truth in new.values()])) for score in (ssim, ncc)]
+        sizes = [len(own) for own, _ in new.values()]
+        for (own, truth), of_ssim, of_ncc in zip(new.values(), *(one.split(sizes) for one in noise), strict=True):
+            self._baselines[tuple(own.tolist())] = {
+                "noise_ssim": of_ssim.tolist(),
+                "noise_ncc": of_ncc.tolist(),
+                **dict.fromkeys(_OTHERS, [None] * len(own)),
+            }
             others = (copies[own][:, None] != copies).sum(1)  # a copy of the target image is no baseline
             if others.all():
                 count = others.view(-1, *[1] * (truth.ndim - 1))

@@ -219,6 +219,8 @@ def of_reading(data: LabelledImages) -> list[str]:
     return [*skipped, *([beyond] if data.left_out else []), *_copies(data), *_gray(data)]
 
 
+_TOGETHER = 256
+"""Number of images that are looked at together, so that they take little memory."""
 _NEUTRAL = 0.01
 """Mean difference between color channels in [0, 1] up to which an image counts as gray, after lossy compression."""
 
@@ -227,7 +229,8 @@ def _gray(data: LabelledImages) -> list[str]:
     """Return a note if most images are gray but have three channels."""
     if len(data.shape) != 3 or data.shape[0] != 3:
         return []
-    apart = ((part - part.mean(1, keepdim=True)).abs().flatten(1).mean(1) for part in data.parts())
+    some_images = (some for part in data.parts() for some in part.split(_TOGETHER))
+    apart = ((some - some.mean(1, keepdim=True)).abs().flatten(1).mean(1) for some in some_images)
     gray = sum(int((one <= _NEUTRAL).sum()) for one in apart)
     if 2 * gray <= len(data):
         return []

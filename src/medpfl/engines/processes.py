@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.sharedctypes import RawValue
 from types import ModuleType
 from typing import Any
@@ -62,7 +62,7 @@ class Processes(Engine):
     @contextmanager
     def crew(self, work: Work) -> Iterator[Crew]:
         """Yield processes; see `Engine.crew`."""
-        crew = _Crew(packed(work), self.workers, self.threads)
+        crew = _Crew(work, self.workers, self.threads)
         try:
             yield crew
         finally:
@@ -70,8 +70,9 @@ class Processes(Engine):
 
 
 class _Crew(Crew):
-    def __init__(self, payload: bytes, most: int, threads: int) -> None:
-        self.payload, self.most, self.threads, self.speech = payload, most, threads, Speech.now()
+    def __init__(self, work: Work, most: int, threads: int) -> None:
+        self.work, self.most, self.threads, self.speech = work, most, threads, Speech.now()
+        self.payload = packed(work)
         self.workers: list[_Worker] = []
 
     def results(self, tasks: Sequence[Any], watch: Watch | None = None) -> Results:
@@ -83,6 +84,7 @@ class _Crew(Crew):
                 place, worker = todo.popleft(), idle.pop()
                 tries[place] += 1
                 busy[worker.submit(tasks[place])] = (place, worker)
+            self.payload = b""  # all workers have it; it is as large as the images
             done, _ = wait(busy, _TICK, FIRST_COMPLETED)
             told((place, worker.share.value) for place, worker in busy.values())
             for future in done:
@@ -105,9 +107,9 @@ class _Crew(Crew):
                 yield place, result
 
     def _new(self) -> _Worker:
-        context = multiprocessing.get_context(_method())
+        context, self.payload = multiprocessing.get_context(_method()), self.payload or packed(self.work)
         self.workers.append(
-            _Worker(context, lambda share, alive: (self.payload, self.threads, share, alive, self.speech))
+            _Worker(context, self.payload, lambda share, alive: (self.threads, share, alive, self.speech))
         )
         return self.workers[-1]
 
@@ -144,14 +146,15 @@ class _Worker:
 
     Args:
         context: from `multiprocessing`.
+        payload: the work, which goes through the pipe: as an argument, it would be copied once more.
         arguments: what `begin` gets, from the shared number and the pipe.
 
     Attributes:
         share: shared number with the share of its task that is done.
     """
 
-    def __init__(self, context: Any, arguments: Callable[[Any, Any], tuple[Any, ...]]) -> None:
-        self.share = RawValue("d", 0.0)
+    def __init__(self, context: Any, payload: bytes, arguments: Callable[[Any, Any], tuple[Any, ...]]) -> None:
+        self.share, self.payload = RawValue("d", 0.0), payload
         self._theirs, self._alive = context.Pipe(duplex=False)
         self._executor = ProcessPoolExecutor(1, context, begin, arguments(self.share, self._theirs))
         self._process: Any = None
@@ -166,6 +169,10 @@ class _Worker:
             with _without_main():
                 future = self._executor.submit(perform, sent)
             self._process = next(iter(set(multiprocessing.active_children()) - before), None)
+            self._theirs.close()  # the worker has its own: if it ends, nobody reads, and sending ends too
+            with suppress(OSError):
+                self._alive.send_bytes(self.payload)
+            self.payload = b""
         except BrokenProcessPool as error:  # it ended between two tasks
             future = Future[Any]()
             future.set_exception(error)
@@ -181,7 +188,8 @@ class _Worker:
         why = _how(None if self._process is None else self._process.exitcode)
         self.kill()
         self._alive.close()
-        self._theirs.close()
+        if not self._theirs.closed:
+            self._theirs.close()
         self._executor.shutdown(cancel_futures=True)
         return why
 

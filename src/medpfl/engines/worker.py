@@ -32,20 +32,24 @@ class _State:
     speech: Speech | None = None
 
 
-def begin(payload: bytes, count: int, share: Any, alive: Connection, speech: Speech | None) -> None:
+def begin(count: int, share: Any, alive: Connection, speech: Speech | None) -> None:
     """Prepare this process for tasks.
 
     Args:
-        payload: the work, from `medpfl.engines.sending.packed`. It is opened with the first task, so that an error is
-            that task's.
         count: number of torch threads.
         share: shared number for the share of the current task that is done.
-        alive: a pipe that closes as soon as this process shall end, at the latest when its parent does.
+        alive: a pipe that brings the work, from `medpfl.engines.sending.packed`, and closes as soon as this process
+            shall end, at the latest when its parent does. The work is opened with the first task, so that an error is
+            that task's.
         speech: the parent's rule for messages.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all processes of a terminal; the parent decides
+    try:
+        _State.payload = alive.recv_bytes()
+    except (EOFError, OSError):
+        os._exit(0)
     Thread(target=_end_with, args=(alive,), daemon=True).start()
-    _State.payload, _State.threads, _State.share, _State.speech = payload, count, share, speech
+    _State.threads, _State.share, _State.speech = count, share, speech
 
 
 def perform(task: bytes) -> bytes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -63,18 +65,35 @@ def ssim(guess: Tensor, truth: Tensor) -> Tensor:
 
 def structural_similarity(guess: Tensor, truth: Tensor, data_range: float) -> Tensor:
     """Compute SSIM for a data range; see `ssim`."""
-    if min(truth.shape[-2:]) < _WINDOW:
-        raise InputError(f"SSIM needs images of 11 x 11 pixels or more, these are {tuple(truth.shape[-2:])}")
-    if truth.ndim == 5 and truth.shape[2] < _WINDOW:
-        guess, truth = (t.transpose(1, 2).flatten(1, 2) for t in (guess, truth))  # slices as channels
+    return similarity_of(guess, data_range)(truth)
+
+
+def similarity_of(guess: Tensor, data_range: float = 1.0) -> Callable[[Tensor], Tensor]:
+    """Return SSIM of guesses as a function of the target images; what depends on the guesses alone is computed once."""
+    if min(guess.shape[-2:]) < _WINDOW:
+        raise InputError(f"SSIM needs images of 11 x 11 pixels or more, these are {tuple(guess.shape[-2:])}")
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
     with torch.no_grad():
-        x, y = guess.double(), truth.double()
-        mean_x, mean_y = _blurred(x), _blurred(y)
-        variances = (_blurred(x * x) - mean_x**2).clamp(min=0) + (_blurred(y * y) - mean_y**2).clamp(min=0)
-        covariance = _blurred(x * y) - mean_x * mean_y
-        c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
-        luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-        return (luminance * (2 * covariance + c2) / (variances + c2)).flatten(1).mean(1)
+        x = _layered(guess)
+        mean_x = _blurred(x)
+        variance_x = (_blurred(x * x) - mean_x**2).clamp(min=0)
+
+    def similarity(truth: Tensor) -> Tensor:
+        with torch.no_grad():
+            y = _layered(truth)
+            mean_y = _blurred(y)
+            variances = variance_x + (_blurred(y * y) - mean_y**2).clamp(min=0)
+            covariance = _blurred(x * y) - mean_x * mean_y
+            luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+            return (luminance * (2 * covariance + c2) / (variances + c2)).flatten(1).mean(1)
+
+    return similarity
+
+
+def _layered(images: Tensor) -> Tensor:
+    """Return images in double precision, and volumes with fewer slices than the window with slices as channels."""
+    thin = images.ndim == 5 and images.shape[2] < _WINDOW
+    return (images.transpose(1, 2).flatten(1, 2) if thin else images).double()
 
 
 def _blurred(images: Tensor) -> Tensor:

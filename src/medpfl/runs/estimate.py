@@ -143,7 +143,7 @@ class Pace:
     def several(self, kind: str, count: int) -> Iterator[None]:
         """Name runs that go on at the same time while they last; `ended` learns from each of them."""
         self._began, self._at_once = monotonic(), 0
-        what = f"{count} {kind}s at the same time"
+        what = f"{count} {kind}s at the same time" if count > 1 else f"{count} {kind}"
         if self.visible:
             say(what)
         with phase(what), later(self.left):

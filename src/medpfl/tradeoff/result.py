@@ -47,13 +47,13 @@ class Found(NamedTuple):
         known: the content of the frontier's ``run.json``.
         settings: the settings, in order.
         audits: audit of each setting; missing if there was no model to audit.
-        trainings: trainings of each setting, one per seed; ``None`` if one diverged.
+        trainings: trainings of each setting, one per seed; missing if one diverged.
     """
 
     known: dict[str, Any]
     settings: Sequence[Setting]
     audits: Mapping[str, Report]
-    trainings: Mapping[str, Sequence[Trained] | None]
+    trainings: Mapping[str, Sequence[Trained]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +93,10 @@ class FrontierResult:
 
 def results(out: Path, found: Found) -> FrontierResult:
     """Compute the points and the recommendation from the runs' rows, and write their files."""
-    first = next(own for own in found.trainings.values() if own)[0]
+    first = found.trainings[found.settings[0].spec][0]
     limits, name = limits_of(found.known["limits"]), judging_set(first.rows)
     cells = {s.spec: found.audits[s.spec].summary if s.spec in found.audits else [] for s in found.settings}
-    rounds = {spec: [one.rows for one in own or ()] for spec, own in found.trainings.items()}
+    rounds = {s.spec: [one.rows for one in found.trainings.get(s.spec, ())] for s in found.settings}
     points = marked(points_of(cells, rounds, name), limits)
     settings = _settings(found, name)
     chosen = recommendation(points, limits, _classes(found), found.known.get("accept_leak", False))
@@ -121,7 +121,7 @@ def _classes(found: Found) -> int:
 def _settings(found: Found, name: str) -> dict[str, Any]:
     """Return the settings for the page, without paths and without names of images, patients or classes."""
     audit = next(iter(found.audits.values())).settings.to_dict()
-    trainings = [own[0].settings for own in found.trainings.values() if own]
+    trainings = [own[0].settings for own in found.trainings.values()]
     training = trainings[0]
     notes = dict.fromkeys(note for one in (audit, *trainings) for note in one.get("notes", ()))
     identity, experiment = found.known["identity"], dict(audit["experiment"])

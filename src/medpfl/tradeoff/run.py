@@ -18,7 +18,7 @@ from medpfl.core.experiments.frontier import Frontier
 from medpfl.core.experiments.groups import About
 from medpfl.core.progress import phase
 from medpfl.core.signatures import taking
-from medpfl.engines.choice import engine_of, ready
+from medpfl.engines.choice import engine_of, ready, workers_of
 from medpfl.engines.engine import Inline, Lost
 from medpfl.runs.directory import RUNS, RunDirectory, check_made, known_in, made, reading
 from medpfl.runs.estimate import Pace
@@ -29,7 +29,7 @@ from medpfl.runs.study_key import Key, key_of
 from medpfl.tradeoff.limits import limits_of
 from medpfl.tradeoff.result import FRONTIER, Found, FrontierResult, results, write_recommended
 from medpfl.tradeoff.tasks import Setting, audit_of, check, parts_of, strengths_of, training_of, with_images
-from medpfl.training.report import Trained, reread_training
+from medpfl.training.report import read_training, reread_training
 from medpfl.training.store import rounds_in
 from medpfl.training.train import foresee as foresee_training
 from medpfl.training.train import perform_training
@@ -66,7 +66,7 @@ def frontier(experiment: Frontier) -> FrontierResult:
 
 def perform_frontier(experiment: Frontier) -> FrontierResult:
     """Run `frontier` for an experiment."""
-    with pulsing(experiment.run.visible), ready(experiment.run, *WORK, __name__):
+    with pulsing(experiment.run.visible), ready(experiment.run, *WORK, __name__, "matplotlib.figure"):
         return _performed(experiment)
 
 
@@ -87,15 +87,20 @@ def _performed(experiment: Frontier) -> FrontierResult:
             {_TRAINING: count * experiment.seeds, _AUDIT: count if experiment.round else 1}, experiment.run.visible
         )
         with unchanged(identity.code, directory):
-            # One training, then the audit: what cannot be trained or audited fails before hours of work.
-            trainings = {s.spec: _trained(experiment, s, out, pace) for s in settings[:1]}
+            tasks = list(product(settings, _seeds(experiment.options())))
+            # The first trainings, then the audit: what cannot be trained or audited fails before hours of work.
+            first = len(tasks) if experiment.round else workers_of(experiment.run)
+            diverged = _trained(experiment, tasks[:first], out, pace)
             audits = {} if experiment.round else _audited_at_once(experiment, settings, out, pace)
-            trainings |= _others_trained(experiment, settings[1:], out, pace)
-            directory.note(diverged=[spec for spec, own in trainings.items() if own is None])
+            diverged |= _trained(experiment, [t for t in tasks[first:] if t[0].spec not in diverged], out, pace)
+            going = [s for s in settings if s.spec not in diverged]
+            directory.note(diverged=[s.spec for s in settings if s.spec in diverged])
             if experiment.round:
-                going = [s for s in settings if trainings[s.spec] is not None]
                 audits = _audited(experiment, going, out, pace)
         with phase("writing figure, tables and page"):
+            trainings = {
+                s.spec: [read_training(_training(out, s, seed)) for seed in _seeds(experiment.options())] for s in going
+            }
             result = results(out, Found(known_in(out), settings, audits, trainings))
         write_recommended(out, experiment, settings, result)
     return result
@@ -148,9 +153,7 @@ def _remade(out: Path) -> FrontierResult:
     if "diverged" not in known:
         raise InputError(f"'{out}' holds an unfinished frontier: repeat the same frontier command to finish it")
     going = [s for s in settings if s.spec not in known["diverged"]]
-    trainings: dict[str, list[Trained] | None] = {s.spec: None for s in settings}
-    for s in going:
-        trainings[s.spec] = [reread_training(_training(out, s, seed)) for seed in _seeds(identity)]
+    trainings = {s.spec: [reread_training(_training(out, s, seed)) for seed in _seeds(identity)] for s in going}
     if identity["round"]:
         audits = {s.spec: reread(_audit(out, s)) for s in going}
     else:
@@ -209,34 +212,40 @@ def _audited(experiment: Frontier, settings: list[Setting], out: Path, pace: Pac
 
 
 class _Training(NamedTuple):
-    """Trains a setting under a seed, in its own run directory; returns True if it diverges."""
+    """Trains a setting under a seed, in its own run directory; returns True if it diverges, as it may under noise."""
 
     experiment: Frontier
     out: Path
 
     def __call__(self, task: tuple[Setting, int]) -> bool:
         setting, seed = task
-        own = training_of(self.experiment, setting, seed, _training(self.out, setting, seed))
         try:
-            perform_training(own.having(progress=False))
+            perform_training(training_of(self.experiment, setting, seed, _training(self.out, setting, seed)))
         except DivergedError:
+            if setting.given is None:
+                raise  # without a defense there is nothing to compare with
             return True
         return False
 
 
-def _others_trained(
-    experiment: Frontier, settings: list[Setting], out: Path, pace: Pace
-) -> dict[str, list[Trained] | None]:
-    """Train some settings under all seeds, several at once if the engine does; the result is as that of `_trained`.
+def _trained(experiment: Frontier, tasks: Sequence[tuple[Setting, int]], out: Path, pace: Pace) -> set[str]:
+    """Train settings under seeds, several at once if the engine does; return the specs of those that diverge.
 
     Raises:
         InputError: a training's worker ended each time; the other trainings are done and kept.
     """
-    engine, tasks = engine_of(experiment.run), list(product(settings, _seeds(experiment.options())))
+    engine, diverged, lost = engine_of(experiment.run), set[str](), ""
+    if not tasks:
+        return diverged
     if isinstance(engine, Inline):
-        return {s.spec: _trained(experiment, s, out, pace) for s in settings}
-    diverged, lost = set[str](), ""
-    with pace.several(_TRAINING, len(tasks)), closing(engine.results(_Training(experiment, out), tasks)) as results:
+        work = _Training(experiment, out)
+        for setting, seed in tasks:
+            if setting.spec not in diverged:
+                with pace.one(_TRAINING, f"training with {setting.spec}, seed {seed}"):
+                    diverged |= {setting.spec} if work((setting, seed)) else set()
+        return diverged
+    work = _Training(experiment.having(progress=False), out)
+    with pace.several(_TRAINING, len(tasks)), closing(engine.results(work, tasks)) as results:
         for place, found in results:
             setting, seed = tasks[place]
             if isinstance(found, Lost):
@@ -246,24 +255,4 @@ def _others_trained(
             pace.ended(_TRAINING)
     if lost:
         raise InputError(f"{lost}; repeat the command to try it again")
-    return {
-        s.spec: None
-        if s.spec in diverged
-        else [reread_training(_training(out, s, seed)) for seed in _seeds(experiment.options())]
-        for s in settings
-    }
-
-
-def _trained(experiment: Frontier, setting: Setting, out: Path, pace: Pace) -> list[Trained] | None:
-    """Train under all seeds; return ``None`` if a training diverges, as it may under strong noise."""
-    found = []
-    for seed in _seeds(experiment.options()):
-        own = _training(out, setting, seed)
-        try:
-            with pace.one(_TRAINING, f"training with {setting.spec}, seed {seed}"):
-                found.append(perform_training(training_of(experiment, setting, seed, own)))
-        except DivergedError:
-            if setting.given is None:
-                raise  # without a defense there is nothing to compare with
-            return None
-    return found
+    return diverged

@@ -23,7 +23,7 @@ from medpfl.training.store import ROWS, TRAINING, TrainingStore, read_rounds
 if TYPE_CHECKING:
     from medpfl.reporting.figures.plots import Plot
 
-__all__ = ["Trained", "accuracies_in", "reread_training", "settings_of", "trained"]
+__all__ = ["Trained", "accuracies_in", "read_training", "reread_training", "settings_of", "trained"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,18 @@ def reread_training(out: Path) -> Trained:
         InputError: if `out` holds no training, no finished round, or a training from another version.
     """
     with reading(out):
-        return _reread_training(RunDirectory(out, TRAINING))
+        return trained(*_stored(RunDirectory(out, TRAINING)))
+
+
+def read_training(out: Path) -> Trained:
+    """Return the rows and settings in a training's directory; nothing is written.
+
+    Raises:
+        InputError: as in `reread_training`.
+    """
+    with reading(out):
+        store, settings = _stored(RunDirectory(out, TRAINING))
+        return Trained(store.rows, settings)
 
 
 def accuracies_in(training: Path, rounds: Iterable[int]) -> dict[int, float | None]:
@@ -93,12 +104,12 @@ def accuracies_in(training: Path, rounds: Iterable[int]) -> dict[int, float | No
     return {number: known.get(number) for number in rounds}
 
 
-def _reread_training(directory: RunDirectory) -> Trained:
+def _stored(directory: RunDirectory) -> tuple[TrainingStore, dict[str, Any]]:
     known, store, rows = directory.noted(), TrainingStore(directory), read_rounds(directory.path / ROWS, whole=True)
     store.rows = [row for number, row in enumerate(rows) if row.round == number]
     if not store.rows:
         raise InputError(f"'{directory.path}' holds no finished round yet: repeat the same train command")
-    return trained(store, known.get("settings", {}))
+    return store, known.get("settings", {})
 
 
 def settings_of(setup: TrainingSetup, why: str) -> dict[str, Any]:
