@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from scipy import stats
 
-from medpfl.core.rounds import Round
+from medpfl.core.rounds import Epsilons, Round
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, UNDEFENDED
 from medpfl.judging.types import Cell, Rate, Union
 from medpfl.tradeoff.points import points_of
@@ -23,7 +23,7 @@ def cell(attack: str, defense: str, asr: float | None, ssim: float = 0.0, knows:
     return Cell(attack=attack, defense=defense, knows_defense=knows, images=4, **kept)
 
 
-def rounds(accuracy: float, epsilon: float | None = None, auroc: float | None = 0.9) -> list[Round]:
+def rounds(accuracy: float, epsilon: Epsilons | None = None, auroc: float | None = 0.9) -> list[Round]:
     scores: dict[str, Any] = {
         "balanced_accuracy": accuracy, "balanced_accuracy_low": accuracy - 0.2,
         "balanced_accuracy_high": accuracy + 0.05, "auroc": auroc,
@@ -35,6 +35,10 @@ def rounds(accuracy: float, epsilon: float | None = None, auroc: float | None = 
         Round(round=i, scores={"validation": bad, "test": own}, epsilon=epsilon, **kept)
         for i, own in enumerate((bad, scores))
     ]
+
+
+def image(epsilon: float) -> Epsilons:
+    return (("image", epsilon),)
 
 
 def united(cells: list[Cell]) -> list[Cell]:
@@ -92,27 +96,35 @@ def test_a_control_that_leaks_nothing_does_not_work():
 
 
 def test_accuracy_of_one_training_has_the_interval_of_its_images():
-    found = points_of({"D()": CELLS}, {"D()": [rounds(0.7, epsilon=3.0)]}, "test")[0]
+    found = points_of({"D()": CELLS}, {"D()": [rounds(0.7, epsilon=image(3.0))]}, "test")[0]
     assert (found["accuracy"], found["interval"], found["accuracies"]) == (0.7, "images", [0.7])
     assert (found["accuracy_low"], found["accuracy_high"]) == (pytest.approx(0.5), pytest.approx(0.75))
-    assert (found["epsilon"], found["delta"], found["auroc"]) == (3.0, 1e-4, 0.9)
+    assert (found["epsilon"], found["delta"], found["auroc"]) == (image(3.0), 1e-4, 0.9)
 
 
 def test_accuracy_over_seeds_has_students_interval():
     values = [0.7, 0.8, 0.75]
-    found = points_of({"D()": CELLS}, {"D()": [rounds(v, e) for v, e in zip(values, (1, 3, 2), strict=True)]}, "test")[
-        0
-    ]
+    found = points_of(
+        {"D()": CELLS},
+        {"D()": [rounds(v, e) for v, e in zip(values, map(image, (1.0, 3.0, 2.0)), strict=True)]},
+        "test",
+    )[0]
     low, high = stats.t.interval(0.95, 2, 0.75, stats.sem(values))
     assert found["accuracy"] == pytest.approx(0.75)
     assert (found["accuracy_low"], found["accuracy_high"]) == (pytest.approx(low), pytest.approx(high))
-    assert (found["interval"], found["epsilon"]) == ("seeds", 3)
+    assert (found["interval"], found["epsilon"]) == ("seeds", image(3.0))
     wide = points_of({"D()": CELLS}, {"D()": [rounds(0.1), rounds(1.0)]}, "test")[0]
     assert (wide["accuracy_low"], wide["accuracy_high"]) == (0.0, 1.0)
 
 
+def test_the_largest_epsilon_of_each_privacy_unit_is_stated():
+    seeds = [rounds(0.7, (("image", 3.0), ("client", 1.0))), rounds(0.7, (("image", 2.0), ("client", 4.0)))]
+    found = points_of({"D()": CELLS}, {"D()": seeds}, "test")[0]
+    assert found["epsilon"] == (("image", 3.0), ("client", 4.0))
+
+
 def test_what_is_not_known_of_one_seed_is_not_known():
-    mixed = [rounds(0.7, 1.0, auroc=None), rounds(0.7, None)]
+    mixed = [rounds(0.7, image(1.0), auroc=None), rounds(0.7, None)]
     found = points_of({"D()": CELLS}, {"D()": mixed}, "test")[0]
     assert (found["epsilon"], found["auroc"]) == (None, None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from medpfl.core.rounds import Round
+from medpfl.core.rounds import Epsilons, Round
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, UNDEFENDED
 from medpfl.judging.types import Cell, Rate, Union
 from medpfl.metrics.rates import mean_interval
@@ -115,7 +115,6 @@ def _accuracy(trainings: Sequence[Sequence[Round]], judged: str) -> Point:
     low, high = (scores[0][f"balanced_accuracy_{end}"] for end in ("low", "high"))
     if len(values) > 1:
         low, high = mean_interval(values)
-    spent = [row.epsilon for row in last if row.epsilon is not None]
     return {
         "accuracy": sum(values) / len(values),
         "accuracy_low": None if low is None else max(low, 0.0),
@@ -123,7 +122,18 @@ def _accuracy(trainings: Sequence[Sequence[Round]], judged: str) -> Point:
         "auroc": sum(areas) / len(areas) if len(areas) == len(scores) else None,
         "accuracies": values,
         "interval": "seeds" if len(values) > 1 else "images",
-        "epsilon": max(spent) if len(spent) == len(last) else None,
+        "epsilon": _largest([row.epsilon for row in last]),
         "delta": last[0].delta,
         "gap": None,
     }
+
+
+def _largest(spent: Sequence[Epsilons | None]) -> Epsilons | None:
+    """Return the largest epsilon over the seeds for each privacy unit; ``None`` if one seed's is unknown."""
+    found: dict[str, float] = {}
+    for one in spent:
+        if one is None:
+            return None
+        for unit, value in one:
+            found[unit] = max(value, found.get(unit, 0.0))
+    return tuple(found.items())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from medpfl.auditing.execution import WORK, shared_attacks
-from medpfl.auditing.report import reread
+from medpfl.auditing.report import Report, reread
 from medpfl.auditing.run import case_of, perform
 from medpfl.auditing.run import foresee as foresee_audit
 from medpfl.core.errors import DivergedError, InputError
@@ -35,8 +35,6 @@ from medpfl.training.train import foresee as foresee_training
 from medpfl.training.train import perform_training
 
 __all__ = ["foresee", "frontier", "perform_frontier", "remake"]
-
-Report = Any
 
 _TRAINING, _AUDIT = "training", "audit"
 
@@ -122,13 +120,12 @@ def foresee(experiment: Frontier) -> Outlook:
     check_made(out)
     RunDirectory(out, FRONTIER, _identity(experiment, settings, key_of(out, force, keep=False))).check(force)
     seed = experiment.run.seed
-    first = foresee_training(training_of(experiment, settings[0], seed, _training(out, settings[0], seed)))
+    first = foresee_training(training_of(experiment, settings[0], seed, None))  # the time of all rounds
     parts = []
     for setting, seed in product(settings, _seeds(experiment.options())):
         (step,) = first.steps
-        whole = (step.seconds or 0.0) * step.jobs / max(1, step.jobs - step.done)
         done = min(len(rounds_in(_training(out, setting, seed))), step.jobs)
-        left = whole * (step.jobs - done) / step.jobs
+        left = (step.seconds or 0.0) * (step.jobs - done) / step.jobs
         own = replace(step, what=f"training under {setting.spec}, seed {seed}", done=done, seconds=left)
         parts.append(("trainings", Outlook((own,), first.memory)))
     at = f"audits of round {experiment.round}" if experiment.round else "audit"
