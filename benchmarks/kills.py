@@ -148,7 +148,7 @@ class Audit:
                 stderr=told,
                 env={**os.environ, name: value},
                 start_new_session=True,  # Ctrl-C goes to a whole group of processes
-                preexec_fn=_hear_interrupts,  # noqa: PLW1509 (no thread runs here)
+                preexec_fn=hear_interrupts,  # noqa: PLW1509 (no thread runs here)
             ) as process,
         ):
             while process.poll() is None and (not about.exists() or about.stat().st_mtime_ns == before):
@@ -181,7 +181,7 @@ class Audit:
         ]
 
 
-def _hear_interrupts() -> None:
+def hear_interrupts() -> None:
     """Restore the default handler: a shell's background job ignores interrupts, and so would its children."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -443,8 +443,9 @@ def test_a_process_that_a_program_left_is_found_until_it_has_ended(tmp_path):
     name, _, value = audit.mark.partition("=")
     waits = [sys.executable, "-c", "input()"]
     with subprocess.Popen(
-        waits, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env={name: value}, start_new_session=True
-    ) as process:
+        waits, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, env={name: value}, start_new_session=True,
+        preexec_fn=kills.hear_interrupts,  # noqa: PLW1509 (no thread runs here)
+    ) as process:  # fmt: skip
         assert audit.left() == [process.pid]
         assert kills.ended(process)
         assert process.returncode not in (None, 0)
