@@ -185,7 +185,10 @@ def _notes(checked: Feasibility) -> list[str]:
             most = f"took at most {budget} evaluations of the update for each victim"
             done = most if budget >= LEAST else "did not run"
             name = type(attack).__name__
-            notes.append(f"The searches of {name} {done}. With a larger budget, they may reconstruct more.")
+            notes.append(
+                f"The searches of {name} {done}. With a larger budget (--minutes, or --attack "
+                f"'{name}(evaluations={ENOUGH})'), they may reconstruct more."
+            )
     if checked.wrong_layer is not None:
         notes.append(f"{checked.wrong_layer} has a second derivative that does not match what it computes.")
     if (checked.growth or 0) > UNSTABLE:
