@@ -115,6 +115,6 @@ def test_the_rows_of_a_federations_records_are_those_of_this_process(nodes, tmp_
 
 
 def test_other_versions_in_a_worker_are_refused(nodes, tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "version", lambda name: "0.0")
+    monkeypatch.setattr(cluster, "version_of", lambda name: "0.0")
     with pytest.raises(InputError, match=r"a worker of the cluster has medpfl .* in place of 0.0 and torch"):
         list(Cluster(None).results(Slow(tmp_path), [1]))

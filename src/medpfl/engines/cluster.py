@@ -8,7 +8,6 @@ import socket
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from time import monotonic
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from medpfl.core.errors import InputError
 from medpfl.core.messages import Speech
 from medpfl.core.progress import listening
+from medpfl.core.versions import version_of
 from medpfl.engines.engine import TRIES, Again, Crew, Engine, Lost, Results, Watch, Work
 from medpfl.engines.sending import packed
 from medpfl.engines.threads import set_threads
@@ -52,7 +52,7 @@ class Cluster(Engine):
         try:
             gpus = 0.0 if self.device == "cpu" else _share(ray.cluster_resources(), self.threads)
             task = ray.remote(num_cpus=self.threads, num_gpus=gpus, max_retries=TRIES - 1)(_perform)
-            told = _versions()
+            told = {name: version_of(name) for name in _PACKAGES}
             shared, board = _stored(payload), _board()
             yield _Crew(
                 lambda number, one: task.remote(shared, one, self.threads, told, Speech.now(), board, number),
@@ -177,17 +177,6 @@ def _share(resources: Any, threads: int) -> float:
     return min(1.0, gpus * threads / cores)
 
 
-def _versions() -> dict[str, str]:
-    """Return the versions of this process's packages; a package that is on the path only has none."""
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "unknown"
-    return found
-
-
 def _stored(payload: bytes) -> Any:
     """Put the work into Ray's store once, for all workers."""
     ray = _ray()
@@ -229,7 +218,7 @@ def _perform(
     number: int,
 ) -> Any:
     """Compute a task in a worker of the cluster."""
-    own = _versions()
+    own = {name: version_of(name) for name in versions}
     if other := [
         f"{name} {own[name]} in place of {versions[name]}" for name in versions if own[name] != versions[name]
     ]:
