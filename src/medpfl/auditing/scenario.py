@@ -190,12 +190,17 @@ class Scenario:
         own = (*self.attacks, *self.defenses, self.model, self.partition, self.reader)
         return Code.of(lambda: [*own, self._build(0)])  # a new one: what building imports counts as imported
 
+    @cached_property
+    def weights_digest(self) -> str:
+        """A digest of the first draw's weights and buffers."""
+        return fingerprint(self.network(0).state_dict())
+
     def identity(self, index: StudyIndex) -> Identity:
         """Return everything that distinguishes this audit from others."""
         network = self.network(0)
         entries = {
             "model": repr(self.model),
-            "weights": fingerprint(network.state_dict()),
+            "weights": self.weights_digest,
             "layers": layers_of(network),
             "data": self.source,
             "pixels": index.fingerprint(self.data),

@@ -25,7 +25,6 @@ from medpfl.inputs.standard import ENOUGH, LEAST, budget_of
 from medpfl.inspection.stability import UNSTABLE
 from medpfl.judging.summary import LESS_NOISE, MISMATCH
 from medpfl.runs.environment import versions
-from medpfl.runs.identity import fingerprint
 from medpfl.runs.progress_bar import files
 
 __all__ = ["of_reading", "record_difference", "settings_of"]
@@ -84,7 +83,7 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
         not_run=checked.not_run,
         model={
             "parameters": sum(p.numel() for p in scenario.network(0).parameters()),
-            "weights": fingerprint(scenario.network(0).state_dict()),
+            "weights": scenario.weights_digest,
             "outputs": scenario.outputs,
             "batch_norm_layers": sum(name.endswith("running_mean") for name, _ in scenario.network(0).named_buffers()),
         },
