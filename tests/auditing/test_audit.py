@@ -610,7 +610,7 @@ def test_more_outputs_than_classes_are_welcome(folder):
         ({"images": 0}, "images is 0"),
         ({"images": 11}, "--images is 11, but this data set has 10: attack fewer images"),
         ({"plan": Plan(batch_size=11), "images": 11}, "an update holds 11 images, but this data set has 10"),
-        ({"minutes": 0}, "minutes is 0"),
+        ({"minutes": -1}, "minutes is -1"),
         ({"attacks": ["iDGL"]}, "there is no attack 'iDGL'; did you mean 'iDLG'"),
         ({"attacks": ["iDLG(step=3)"]}, "no argument 'step'; did you mean 'steps'"),
         ({"attacks": [3]}, "3 cannot be used as attack: give a spec or an object"),

@@ -45,6 +45,12 @@ def test_the_first_audit_decides_for_all(timed):
     assert len(timed) == 1
 
 
+def test_no_minutes_mean_analytic_attacks_alone(timed):
+    for minutes in (Run(minutes=0), Run(minutes=0, force=True)):
+        assert execution.shared_attacks([replace(CASE, run=minutes), CASE]) == ["WorstCase(evaluations=0)"]
+    assert not timed
+
+
 def test_searches_run_if_another_audit_may_need_them(timed, monkeypatch):
     monkeypatch.setattr(budget, "may_explain", lambda *_: True)
     short = replace(CASE, run=Run(minutes=0.001))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from medpfl.core.experiments.settings import Settings
-from medpfl.reporting.page.answer import answered, bars
+from medpfl.core.plan import Plan
+from medpfl.reporting.page.answer import Step, answered, bars
 from medpfl.reporting.page.maker import maker
 from medpfl.reporting.verdict import verdict_sentences
 from tests.reporting.made_up import LAPLACE, SETTINGS, UNDEFENDED, cell, full, united
@@ -80,23 +81,30 @@ def test_attacks_that_never_work_say_nothing_about_safety():
     assert answer.steps[0].command == "medpfl check-model MODEL"
     assert answer.steps[1].command == "medpfl audit ... --mode eval --batch-size 1"
     assert len(answer.steps) == 2, "no defense can be tested by attacks that fail without one"
+    spent = told(cell(read=0, verdict="inconclusive", flags=["control-failed", "out-of-budget"]))
+    assert spent.steps == (Step("Let the searches run longer (--minutes)."), *answer.steps)
 
 
 @pytest.mark.parametrize(
-    ("experiment", "layers", "advised"),
+    ("plan", "per_update", "norms", "dropouts", "advised"),
     [
-        ({"plan": "Plan()", "images_per_update": 4}, 2, "--mode eval --batch-size 1"),
-        ({"plan": "Plan()", "images_per_update": 4}, 0, "--batch-size 1"),
-        ({"plan": "Plan(mode='eval')", "images_per_update": 4}, 2, "--batch-size 1"),
-        ({"plan": "Plan()", "images_per_update": 1}, 2, "--mode eval"),
-        ({"plan": "Plan(mode='eval')", "images_per_update": 1}, 2, ""),
+        (Plan(batch_size=4), 4, 2, 0, "--mode eval --batch-size 1"),
+        (Plan(batch_size=4), 4, 0, 0, "--batch-size 1"),
+        (Plan(batch_size=4, mode="eval"), 4, 2, 3, "--batch-size 1"),
+        (Plan(), 1, 2, 0, "--mode eval"),
+        (Plan(), 1, 0, 3, "--mode eval --grant masks"),
+        (Plan(mode="eval"), 1, 2, 3, ""),
+        (Plan(algorithm="FedAvg", local_images=5), 5, 0, 0, "--local-images 1"),
+        (Plan(algorithm="FedAvg", batch_size=10, local_images=20), 20, 0, 0, "--batch-size 1 --local-images 1"),
     ],
 )
-def test_only_what_the_run_does_not_have_is_advised(experiment, layers, advised):
-    settings = Settings.of({**SETTINGS, "experiment": experiment, "model": {"batch_norm_layers": layers}})
+def test_only_what_the_run_does_not_have_is_advised(plan, per_update, norms, dropouts, advised):
+    told = {"plan": repr(plan), "images_per_update": per_update}
+    layers = {"batch_norm_layers": norms, "dropout_layers": dropouts}
+    settings = Settings.of({**SETTINGS, "experiment": told, "model": layers})
     summary = united([cell(read=0, verdict="inconclusive", flags=["control-failed"])])
     assert answered(summary, settings).steps[1].command == (f"medpfl audit ... {advised}" if advised else "")
-    ending = advised.replace(" --b", "; --b") or "other attacks (--attack)"
+    ending = advised.replace(" --", "; --") or "other attacks (--attack)"
     assert verdict_sentences(summary, settings)[0].endswith(f"medpfl check-model; {ending}.")
 
 

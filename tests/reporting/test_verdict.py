@@ -183,6 +183,14 @@ CASES = {
         "All 3 defenses still leak, the most with TopK(keep=0.1) (reconstructed 18 of 24 images) and the least with "
         "LaplaceNoise(scale=0.01) (reconstructed 4 of 24 images).",
     ),
+    "the control's searches had too small a budget": (
+        [cell(verdict="inconclusive", read=0, flags=["control-failed", "out-of-budget"])],
+        {},
+        f"Without a defense, these attacks reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). They "
+        "do not work here, so this test says nothing about safety. Try: longer searches (--minutes); medpfl "
+        "check-model; --mode eval; --batch-size 1.",
+        "No defense was tested. Add one with --defense.",
+    ),
     "many: all unsure": (
         [cell(**UNSURE), cell(defense=LAPLACE, **UNSURE), cell(defense=TOPK, **UNSURE)],
         {},

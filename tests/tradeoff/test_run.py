@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -24,6 +25,7 @@ from medpfl.tradeoff import run as module
 from medpfl.tradeoff.result import FRONTIER
 from medpfl.tradeoff.run import perform_frontier, remake
 from medpfl.tradeoff.tasks import strengths_of
+from medpfl.training.report import Trained
 from medpfl.training.store import read_rounds
 from tests.processes import start
 from tests.tradeoff.frontier_cases import SMALL, draw, small
@@ -53,6 +55,16 @@ def copied(out, folder):
 
 def read(out):
     return {name: (out / "share" / name).read_text() for name in sorted(FILES)}
+
+
+@pytest.mark.parametrize(("low", "warned"), [(0.5, True), (0.51, False), (None, False)])
+def test_an_undefended_model_no_better_than_guessing_is_told_before_the_audits(low, warned, capsys, monkeypatch):
+    score = {"balanced_accuracy": 0.6, "balanced_accuracy_low": low}
+    training = Trained([SimpleNamespace(scores={"test": score})], {"data": {"classes": 2}})
+    monkeypatch.setattr(module, "read_training", lambda _: training)
+    module._warn_if_no_better_than_guessing(Path())
+    said = "balanced accuracy is 60 %, and guessing reaches 50 %. So far nothing can be recommended: train longer"
+    assert (said in capsys.readouterr().err) is warned
 
 
 def bare(patch):
@@ -112,6 +124,7 @@ def test_the_first_trainings_fill_the_workers_and_the_audit_comes_before_the_oth
         return {SPECS[2]} & {setting.spec for setting, _ in tasks}
 
     monkeypatch.setattr(module, "_trained", trained)
+    monkeypatch.setattr(module, "_warn_if_no_better_than_guessing", lambda _: None)
     monkeypatch.setattr(module, "_audited_at_once", lambda *_: course.append("audit"))
     for workers, first in ((1, [(0, 0)]), (5, [(0, 0), (0, 1), (1, 0), (1, 1), (2, 0)])):
         with pytest.raises(InputError, match="training-0-seed-0' is not a run directory"):  # nothing was trained

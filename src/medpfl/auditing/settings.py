@@ -5,6 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
+from torch.nn.modules.dropout import _DropoutNd
+
 from medpfl.auditing.aggregation import aggregates, decrypts, staying
 from medpfl.auditing.defense_parts import discloses, server_only, server_side
 from medpfl.auditing.feasibility import Feasibility
@@ -86,6 +88,7 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
             "weights": scenario.weights_digest,
             "outputs": scenario.outputs,
             "batch_norm_layers": sum(name.endswith("running_mean") for name, _ in scenario.network(0).named_buffers()),
+            "dropout_layers": sum(isinstance(m, _DropoutNd) and m.p > 0 for m in scenario.network(0).modules()),
         },
         versions=versions(),
         device=str(scenario.device),

@@ -48,15 +48,18 @@ def _of_audit(asked: Experiment) -> str:
         return _of_realism(asked)
     several = f", in rounds {asked.rounds}" if asked.rounds else ""
     counted = "its images" if asked.truth else _images(asked.victims.images, asked.plan)
-    attacks = _attacks(asked.attack) if asked.attack else f"{_STANDARD}, and {asked.run.minutes:g} min of searches"
+    attacks = _attacks(asked.attack) if asked.attack else _standard(asked.run.minutes)
     return f"audit of {asked.model}{several} with {_data(asked.data)}: {counted}, {attacks}, {_defenses(asked.defense)}"
 
 
 def _of_realism(asked: Experiment) -> str:
-    searches = f"{_STANDARD}, and in each case about {asked.run.minutes:g} min of searches"
-    attacks = _attacks(asked.attack) if asked.attack else searches
+    attacks = _attacks(asked.attack) if asked.attack else _standard(asked.run.minutes, "in each case about ")
     images = _images(asked.victims.images, asked.plan)
     return f"realism meter of {asked.model} with {_data(asked.data)}: {images}, {attacks}, with and without assumptions"
+
+
+def _standard(minutes: float, about: str = "") -> str:
+    return f"{_STANDARD}, and {about}{minutes:g} min of searches" if minutes else f"{_STANDARD} alone"
 
 
 def _of_frontier(asked: Frontier) -> str:

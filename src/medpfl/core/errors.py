@@ -82,12 +82,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
     >>> nearest("LaplaceNose", ["GaussianNoise", "LaplaceNoise"])
     "did you mean 'LaplaceNoise'?"
+    >>> nearest("modle", ["mode", "model"])
+    "did you mean 'model'?"
     >>> nearest("x", ["labels", "order"])
     'known: labels, order'
     """
     known = list(known)
     lower = {k.lower(): k for k in known}
-    close = difflib.get_close_matches(name.lower(), list(lower), n=1, cutoff=0.55)
+    close = difflib.get_close_matches(name.lower(), list(lower), cutoff=0.55)
+    close.sort(key=lambda one: sorted(one) != sorted(name.lower()))  # swapped letters are the likeliest error
     return f"did you mean '{lower[close[0]]}'?" if close else "known: " + ", ".join(known)
 
 

@@ -17,11 +17,22 @@ from medpfl.reporting.words import DASH, epsilons, known, label, number, percent
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["COLUMNS", "frontier_table", "how_to_read", "sentences", "write_frontier_page"]
+__all__ = ["COLUMNS", "frontier_table", "how_to_read", "legend", "sentences", "write_frontier_page"]
 
 Point = Json
 Points = Sequence[Point]
-COLUMNS = ("No.", "Defense", "Accuracy", "Loss", "Reconstructed", "SSIM", "Re-identified", "Epsilon", "Verdict", "Mark")
+COLUMNS = (
+    "No.",
+    "Defense",
+    "Accuracy",
+    "Accuracy lost",
+    "Reconstructed",
+    "SSIM",
+    "Re-identified",
+    "Epsilon",
+    "Verdict",
+    "Mark",
+)
 
 
 def sentences(points: Points, chosen: Json, settings: Json) -> tuple[str, str]:
@@ -180,13 +191,13 @@ def frontier_table(points: Points, chosen: Json) -> Table:
 
 _SHORT = {
     "Accuracy": "Accuracy",
-    "Loss": "Loss",
+    "Lost": "Accuracy lost",
     "ASR": "Reconstructed",
     "SSIM": "SSIM",
     "Re-id.": "Re-identified",
     "Eps.": "Epsilon",
 }
-_PLAIN = ("Loss", "SSIM")
+_PLAIN = ("Lost", "SSIM")
 
 
 def _number(name: str, value: str, note: str) -> str:
@@ -201,6 +212,15 @@ def _asked(chosen: Json) -> list[str]:
 
 
 _ALWAYS = ("asr", "ssim", "identified")
+
+
+def legend(chosen: Json) -> str:
+    """Return what the columns and marks of `frontier_table` mean."""
+    arrow = "; \u2192: recommended" if chosen["defense"] else ""
+    return (
+        "Lost: percentage points of balanced accuracy below the undefended model. *: no other setting is at least as "
+        f"good in accuracy and {NAMES[_asked(chosen)[0]]}, and better in one of them{arrow}."
+    )
 
 
 def how_to_read(settings: Json) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from medpfl.core.experiments.settings import Settings
@@ -208,9 +209,19 @@ def images_needed(union: Union) -> int | None:
 
 def easier(settings: Settings) -> list[str]:
     """Return the options under which attacks have it easier than in a run: those that it does not have already."""
-    evaluated = "mode='eval'" in str(settings.experiment.get("plan")) or settings.model.get("batch_norm_layers") == 0
-    alone = settings.experiment.get("images_per_update") == 1
-    return ["--mode eval"] * (not evaluated) + ["--batch-size 1"] * (not alone)
+    plan, layers = str(settings.experiment.get("plan")), settings.model
+    train = "mode='eval'" not in plan
+    drawn = bool(layers.get("dropout_layers"))
+    moded = train and (drawn or layers.get("batch_norm_layers") != 0)
+    hidden = train and drawn and "masks" not in (settings.grants or ())
+    several = settings.experiment.get("images_per_update") != 1
+    options = {
+        "--mode eval": moded,
+        "--grant masks": hidden,
+        "--batch-size 1": several and not re.search(r"batch_size=1\b", plan),
+        "--local-images 1": several and "local_images=" in plan,
+    }
+    return [option for option, helps in options.items() if helps]
 
 
 def grouped(cells: Cells) -> list[list[Cell]]:

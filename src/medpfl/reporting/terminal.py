@@ -15,7 +15,7 @@ from medpfl.core.rounds import Round
 from medpfl.judging.types import Cell
 from medpfl.reporting.federation import Overview as Federated
 from medpfl.reporting.federation import federation_table, sentences
-from medpfl.reporting.frontier import frontier_table, how_to_read
+from medpfl.reporting.frontier import frontier_table, how_to_read, legend
 from medpfl.reporting.leakage import RoundCell, leakage_table
 from medpfl.reporting.masks import mask_lines
 from medpfl.reporting.page.limits import attacks_to_add
@@ -209,7 +209,7 @@ def print_frontier(found: Chosen, quiet: bool) -> None:
     console = Console()
     if not quiet:
         console.print(frontier_table(found.points, found.recommendation))
-        for line in [*how_to_read(found.settings), *found.settings["notes"]]:
+        for line in [legend(found.recommendation), *how_to_read(found.settings), *found.settings["notes"]]:
             console.print(line, style="dim", markup=False, highlight=False)
     console.print(str(found), soft_wrap=True, markup=False)
     _wrote(console, found.pages)

@@ -65,7 +65,8 @@ def _undefended(cells: Cells, settings: Settings, recorded: bool) -> str:
     if _state(cells) == LEAKS:
         return f"Without a defense, {_actor(settings)} {counts(union)} with {by(cells)}."
     if "control-failed" in cells[0].flags and union.images:
-        steps = "more steps; " if all("not-converged" in cell.flags for cell in cells) else ""
+        longer = {"out-of-budget": "longer searches (--minutes); ", "not-converged": "more steps; "}
+        steps = next((text for flag, text in longer.items() if all(flag in cell.flags for cell in cells)), "")
         rest = "; ".join(() if recorded else easier(settings)) or "other attacks (--attack)"  # a record sets its plan
         return (
             f"Without a defense, these attacks {counts(union)}. They do not work here, so this test says nothing about "

@@ -16,10 +16,13 @@ from medpfl.auditing.run import foresee as foresee_audit
 from medpfl.core.errors import DivergedError, InputError
 from medpfl.core.experiments.frontier import Frontier
 from medpfl.core.experiments.groups import About
+from medpfl.core.messages import say
 from medpfl.core.progress import phase
 from medpfl.core.signatures import taking
 from medpfl.engines.choice import engine_of, ready, workers_of
 from medpfl.engines.engine import Inline, Lost
+from medpfl.reporting.training import judging_set
+from medpfl.reporting.words import percent
 from medpfl.runs.directory import RUNS, RunDirectory, check_made, known_in, made, reading
 from medpfl.runs.estimate import Pace
 from medpfl.runs.identity import Code, Identity, unchanged
@@ -89,6 +92,7 @@ def _performed(experiment: Frontier) -> FrontierResult:
             # The first trainings, then the audit: what cannot be trained or audited fails before hours of work.
             first = len(tasks) if experiment.round else workers_of(experiment.run)
             diverged = _trained(experiment, tasks[:first], out, pace)
+            _warn_if_no_better_than_guessing(_training(out, *tasks[0]))
             audits = {} if experiment.round else _audited_at_once(experiment, settings, out, pace)
             diverged |= _trained(experiment, [t for t in tasks[first:] if t[0].spec not in diverged], out, pace)
             going = [s for s in settings if s.spec not in diverged]
@@ -186,6 +190,17 @@ def _training(out: Path, setting: Setting, seed: int) -> Path:
 
 def _audit(out: Path, setting: Setting | None = None) -> Path:
     return out / RUNS / ("audit" if setting is None else f"audit-{setting.place}")
+
+
+def _warn_if_no_better_than_guessing(undefended: Path) -> None:
+    training = read_training(undefended)
+    score, chance = training.rows[-1].scores[judging_set(training.rows)], 1 / training.settings["data"]["classes"]
+    if (low := score["balanced_accuracy_low"]) is not None and low <= chance:
+        say(
+            f"note: undefended, the trained model's balanced accuracy is {percent(score['balanced_accuracy'])}, and "
+            f"guessing reaches {percent(chance)}. So far nothing can be recommended: train longer (--rounds, --epochs) "
+            "or with another --learning-rate, or score on more images (--validation)"
+        )
 
 
 def _audited_at_once(experiment: Frontier, settings: list[Setting], out: Path, pace: Pace) -> dict[str, Report]:

@@ -139,6 +139,7 @@ def settings_of(setup: TrainingSetup, why: str) -> dict[str, Any]:
         "data": {
             "clients": [f"client {i}: {_counts(data, own.tolist())}" for i, own in enumerate(setup.clients)],
             **{name: _counts(images, list(range(len(images)))) for name, images in setup.splits.judged.items()},
+            "classes": len(data.classes),
             "shape": list(data.shape),
             "patients": len({p for p in data.patients if p is not None}) or None,
             "skipped": len(data.skipped),

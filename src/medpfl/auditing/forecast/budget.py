@@ -39,6 +39,8 @@ def standard_attack(scenario: Scenario, also: Iterable[Path] | None = None) -> A
         say(f"note: the searches keep the run's own budget, {budget_of(found)} evaluations an image")
         return found
     minutes = scenario.run.minutes
+    if minutes == 0:
+        return standard(0)
     with phase("timing the searches"):
         each = _seconds(scenario)
     allowed = _rounded(60 * minutes / each)

@@ -200,7 +200,8 @@ class Run(About):
             so. Rows depend neither on it nor on `engine`.
         threads: number of torch threads for each job. Rows depend on it in their last digits.
         minutes: time for the searches of an audit that names no attack. A probe turns it once into a number of
-            evaluations, which the run keeps, so that its rows do not depend on the machine's load. For attacks only.
+            evaluations, which the run keeps, so that its rows do not depend on the machine's load. With 0, only
+            analytic attacks run. For attacks only.
         isolate: True runs attacks in a separate process whose memory never holds a private image. By default, only
             attacks given as ``file.py:Name`` or ``package.module:Name`` run there. This is no sandbox: they run as the
             same user, who can read the same files. The rows are the same either way. For attacks only.
@@ -236,8 +237,9 @@ class Run(About):
     )
     minutes: float = option(
         2.0,
-        "without --attack: minutes for the searches of an audit, turned once into a number of evaluations",
-        above=0,
+        "without --attack: minutes for the searches of an audit, turned once into a number of evaluations; "
+        "0: analytic attacks only",
+        least=0,
         most=limits.MINUTES,
         told=False,
     )

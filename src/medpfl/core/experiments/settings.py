@@ -23,7 +23,7 @@ class Settings:
         grants: the attacker's grants; ``None`` if only the rows state them.
         not_run: MedPFL's attacks that were not run: ``suited`` to this model, ``others`` that accept it, and ``unfit``.
         data: the images: ``source``, ``classes``, ``images``, ``shape``, ``patients``, ``skipped``.
-        model: ``parameters``, ``outputs`` and ``batch_norm_layers``, those that keep statistics.
+        model: ``parameters``, ``outputs``, ``batch_norm_layers`` (those that keep statistics) and ``dropout_layers``.
         versions: versions of packages on which rows depend.
         device, seed, started: the run's device, seed and start time.
         engine: where its jobs ran, in words.

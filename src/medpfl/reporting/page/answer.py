@@ -295,7 +295,9 @@ def _decide(cells: Cells, settings: Settings) -> tuple[Step, ...]:
     union = cells[0].union
     flags = dict.fromkeys(union.flags or (flag for cell in cells for flag in cell.flags))
     if "control-failed" in flags:
+        longer = Step("Let the searches run longer (--minutes).")
         return (
+            *([longer] if all("out-of-budget" in cell.flags for cell in cells) else []),
             Step("See which attacks suit this model, and what its updates reveal.", "medpfl check-model MODEL"),
             Step("Run an attack that works without a defense first.", f"medpfl audit ... {' '.join(options)}")
             if (options := easier(settings))
