@@ -85,6 +85,13 @@ def test_attacks_that_never_work_say_nothing_about_safety():
     assert spent.steps == (Step("Let the searches run longer (--minutes)."), *answer.steps)
 
 
+@pytest.mark.parametrize("model", ["Checkpoint(trained='MLP()', round=3)", "UserModel(call='make')", "GivenModel()"])
+def test_a_command_names_no_model_that_the_command_line_does_not_take(model):
+    settings = Settings.of({**SETTINGS, "experiment": {"model": model}})
+    commands = [step.command for step in answered(united([full(read=24)]), settings).steps]
+    assert any(command.startswith("medpfl frontier DATA --model MODEL ") for command in commands)
+
+
 @pytest.mark.parametrize(
     ("plan", "per_update", "norms", "dropouts", "advised"),
     [

@@ -39,12 +39,13 @@ def known(value: object) -> bool:
 
 
 def model_argument(spec: str) -> str:
-    """Return a model's spec as an argument in a command; ``MODEL`` for a person's own, whose place pages do not tell.
+    """Return a model's spec as an argument in a command; ``MODEL`` for one from a file, whose place pages do not tell.
 
     >>> model_argument("ResNet(18)"), model_argument("UserModel(call='make')")
     ('"ResNet(18)"', 'MODEL')
     """
-    return "MODEL" if not spec or spec.startswith(("UserModel(", "GivenModel(")) else f'"{spec}"'
+    from_file = ("UserModel(", "GivenModel(", "Checkpoint(")
+    return "MODEL" if not spec or spec.startswith(from_file) else f'"{spec}"'
 
 
 def number(value: float | None, style: str = ".2f") -> str:
