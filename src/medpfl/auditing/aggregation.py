@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from medpfl.auditing.defense_parts import at_client, parts_of
+from medpfl.auditing.defense_parts import at_client
 from medpfl.core.channels.exchange import Exchange
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
-from medpfl.core.roles import Defense
+from medpfl.core.roles import Defense, parts_of
 from medpfl.core.types import Update
 from medpfl.federated.client import ClientRound
 

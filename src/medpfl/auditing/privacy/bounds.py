@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medpfl.auditing.defense_parts import at_client, counted_parts
+from medpfl.auditing.defense_parts import at_client
 from medpfl.auditing.privacy.epsilon import ROUNDS, private_parts, uncovered_statistics
 from medpfl.auditing.records.recorded import behind
 from medpfl.auditing.scenario import Scenario
@@ -18,7 +18,7 @@ from medpfl.auditing.scoring import Scorer
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.privacy.tradeoff import Mechanism, tightest
-from medpfl.core.roles import Defense
+from medpfl.core.roles import Defense, promising_parts
 from medpfl.core.user_code.strangers import explained
 from medpfl.judging.types import Bound, Cell, Mark
 from medpfl.judging.types import Mechanism as Shown
@@ -51,7 +51,7 @@ def bounds_of(scenario: Scenario, scorer: Scorer) -> dict[str, dict[str, Any]]:
 
 
 def _entry(whole: Defense, scenario: Scenario, scorer: Scorer) -> dict[str, Any]:
-    known = counted_parts(whole)
+    known = promising_parts(whole)
     entry: dict[str, Any] = {"rounds": ROUNDS, "gap": None, "curve": []}
     if uncovered_statistics(whole, scenario.network(0), scenario.plan):
         return {**entry, "gap": "the noise does not cover the batch-norm statistics that clients send"}
