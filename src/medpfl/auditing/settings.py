@@ -50,43 +50,16 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
     """
     scenario, scorer = checked.scenario, player.scorer
     assert scorer is not None, "this player only times jobs"
-    data, found = scenario.data, {repr(d): one.to_dict() for d, one in player.disclosures().items()}
-    known = {p for p in data.patients if p is not None}
+    found = {repr(d): one.to_dict() for d, one in player.disclosures().items()}
     recorded = next((d for d in scenario.defenses if isinstance(d, Recorded)), None)
     if recorded is not None and check is None:
         check = record_difference(player, recorded)
     return Settings(
-        experiment={
-            "data": scenario.source,
-            "model": repr(scenario.model),
-            "attacks": [repr(a) for a in scenario.attacks],
-            "defenses": [repr(d) for d in scenario.defenses],
-            "images": scenario.selection.images,
-            "images_per_update": scenario.plan.images,
-            "draws": scenario.selection.draws,
-            "plan": repr(scenario.plan),
-            "sends": list(scenario.plan.sends),
-            "partition": repr(scenario.partition),
-            "weights": _origin(scenario),
-            "memory_gib": scenario.run.memory,
-            "victims_per_stack": scenario.stack(NO_DEFENSE),
-        },
+        experiment=_experiment(scenario),
         grants=tuple(scenario.adversary.grants),
-        data={
-            "source": scenario.source,
-            "classes": {f"class {i}": int((data.labels == i).sum()) for i in range(len(data.classes))},
-            "images": len(data),
-            "shape": list(data.shape),
-            "patients": len(known) or None,
-            "skipped": len(data.skipped),
-        },
+        data=_data(scenario),
         not_run=checked.not_run,
-        model={
-            "parameters": sum(p.numel() for p in scenario.network(0).parameters()),
-            "weights": scenario.weights_digest,
-            "outputs": scenario.outputs,
-            "batch_norm_layers": sum(name.endswith("running_mean") for name, _ in scenario.network(0).named_buffers()),
-        },
+        model=_model(scenario),
         versions=versions(),
         device=str(scenario.device),
         engine=described(scenario.run),
@@ -109,6 +82,46 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
         tolerance=scenario.criteria.tolerance,
         about=scenario.run.about(),
     )
+
+
+def _experiment(scenario: Scenario) -> Json:
+    return {
+        "data": scenario.source,
+        "model": repr(scenario.model),
+        "attacks": [repr(a) for a in scenario.attacks],
+        "defenses": [repr(d) for d in scenario.defenses],
+        "images": scenario.selection.images,
+        "images_per_update": scenario.plan.images,
+        "draws": scenario.selection.draws,
+        "plan": repr(scenario.plan),
+        "sends": list(scenario.plan.sends),
+        "partition": repr(scenario.partition),
+        "weights": _origin(scenario),
+        "memory_gib": scenario.run.memory,
+        "victims_per_stack": scenario.stack(NO_DEFENSE),
+    }
+
+
+def _data(scenario: Scenario) -> Json:
+    data = scenario.data
+    return {
+        "source": scenario.source,
+        "classes": {f"class {i}": int((data.labels == i).sum()) for i in range(len(data.classes))},
+        "images": len(data),
+        "shape": list(data.shape),
+        "patients": len(set(data.patients) - {None}) or None,
+        "skipped": len(data.skipped),
+    }
+
+
+def _model(scenario: Scenario) -> Json:
+    network = scenario.network(0)
+    return {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "weights": scenario.weights_digest,
+        "outputs": scenario.outputs,
+        "batch_norm_layers": sum(name.endswith("running_mean") for name, _ in network.named_buffers()),
+    }
 
 
 def record_difference(player: Player, recorded: Recorded) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,6 +21,7 @@ from medpfl.core.records.record import Record
 from medpfl.core.records.steps import Steps
 from medpfl.core.records.truth import RETENTION, Truth, digest_of
 from medpfl.core.types import Tensors, Update, Weights
+from medpfl.core.versions import version_of
 from medpfl.models.wrapped import innermost
 from medpfl.recording.watching.watch import Watch, watch
 
@@ -215,13 +215,8 @@ def source_of(
     place: Literal["client", "server"] = "client",
 ) -> Source:
     """Return the source for a framework, with the versions of Python, torch, MedPFL and other packages."""
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("medpfl", *packages):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return Source(framework, found, round, place)
+    versions = {"python": platform.python_version(), "torch": torch.__version__}  # with its build, such as "+cu130"
+    return Source(framework, versions | {name: version_of(name) for name in ("medpfl", *packages)}, round, place)
 
 
 def _on_device(source: Source | None, device: str) -> Source | None:
