@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from medpfl.core.errors import InputError, private
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.limits import shortened
 from medpfl.core.experiments.settings import Json
-from medpfl.core.messages import say as tell
 from medpfl.core.signatures import taking
-from medpfl.core.typed import typed
+from medpfl.core.messages import say as tell
 from medpfl.federation.basis import basis_of
 from medpfl.federation.checks import Checks, Facts, Problems, check_alike, check_all, facts_of
 from medpfl.federation.folders import MEAN, NAME, SITE, Entry, Files, entries, files_at, sites_of, truth_of
@@ -33,7 +32,6 @@ from medpfl.runs.study_key import Key, key_of
 
 __all__ = ["audit_federation", "foresee_federation", "perform_federation", "remake"]
 
-_AGAIN = "repeat the command that made it with the same --out, or name another directory"
 _WITHOUT = re.compile(rf"(?:{SITE.pattern}|{MEAN})(?:, round [0-9]{{1,6}})?")
 _ONLY_MASKED = (
     "there are only masked messages of secure aggregation ({}): alone, each is random numbers, and no attack was run. "
@@ -146,13 +144,7 @@ def remake(out: Path) -> Federation:
         InputError: `out` holds no federation, or an unfinished one.
     """
     with reading(out):
-        known = RunDirectory(out, FEDERATION).noted()
-        if "records" not in known:
-            raise InputError(f"'{out}' holds an unfinished audit of a federation: repeat the same command to finish it")
-        try:
-            noted = typed(_Noted, {one.name: known.get(one.name) for one in fields(_Noted)})
-        except InputError as error:
-            raise InputError(f"'{out}': its run.json is damaged: {error}; {_AGAIN}") from None
+        noted = RunDirectory(out, FEDERATION).noted_as(_Noted)
         told = [Audited(site, number, name, reread(out / RUNS / name)) for site, number, name in noted.records]
         found = Federation(tuple(told), tuple(noted.without_truth), noted.masked, noted.clients)
         return written(out, found)
