@@ -16,7 +16,7 @@ from medpfl.core.errors import InputError, private
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.limits import shortened
 from medpfl.core.experiments.settings import Json
-from medpfl.core.signatures import taking
+from medpfl.core.experiments.signatures import taking
 from medpfl.core.messages import say as tell
 from medpfl.federation.basis import basis_of
 from medpfl.federation.checks import Checks, Facts, Problems, check_alike, check_all, facts_of

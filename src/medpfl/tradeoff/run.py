@@ -16,8 +16,8 @@ from medpfl.auditing.run import foresee as foresee_audit
 from medpfl.core.errors import DivergedError, InputError
 from medpfl.core.experiments.frontier import Frontier
 from medpfl.core.experiments.groups import About
+from medpfl.core.experiments.signatures import taking
 from medpfl.core.progress import phase
-from medpfl.core.signatures import taking
 from medpfl.engines.choice import engine_of, ready, workers_of
 from medpfl.engines.engine import Inline, Lost
 from medpfl.runs.directory import RUNS, RunDirectory, check_made, known_in, made, reading

@@ -35,10 +35,10 @@ from medpfl.core.errors import InputError
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.groups import Criteria, Reading, Run, Victims
 from medpfl.core.experiments.settings import Json
+from medpfl.core.experiments.signatures import taking
 from medpfl.core.messages import say
 from medpfl.core.records.record import Record
 from medpfl.core.roles import NO_DEFENSE, Attack, DataSource, Defense, Model
-from medpfl.core.signatures import taking
 from medpfl.core.threat import HONEST, ThreatModel
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import IID
