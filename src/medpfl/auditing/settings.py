@@ -15,7 +15,7 @@ from medpfl.auditing.records.recorded import Recorded
 from medpfl.auditing.scenario import Scenario
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.settings import Json, Settings
-from medpfl.core.messages import say
+from medpfl.core.messages import counted, say
 from medpfl.core.roles import NO_DEFENSE
 from medpfl.data.images import LabelledImages
 from medpfl.engines.choice import described
@@ -25,7 +25,6 @@ from medpfl.inputs.standard import ENOUGH, LEAST, budget_of
 from medpfl.inspection.stability import UNSTABLE
 from medpfl.judging.summary import LESS_NOISE, MISMATCH
 from medpfl.runs.environment import versions
-from medpfl.runs.progress_bar import files
 
 __all__ = ["of_reading", "record_difference", "settings_of"]
 
@@ -43,7 +42,7 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
     Args:
         checked: the scenario's checks.
         player: the audit's player.
-        check: the check of a record, if it was made: by `medpfl.auditing.records.recorded.told_of`, or `compared`.
+        check: the check of a record, if it was made: by `medpfl.auditing.records.recorded.told_of`.
 
     Raises:
         InputError: a record under a defense does not match the images, the plan and the defense.
@@ -229,8 +228,8 @@ def _notes(checked: Feasibility) -> list[str]:
 
 def of_reading(data: LabelledImages) -> list[str]:
     """Return notes on files that were not read, and on images that occur more than once."""
-    skipped = [f"Skipped {files(len(data.skipped))} that could not be read."] if data.skipped else []
-    beyond = f"Did not open {files(data.left_out)} above the data source's limit; set limit= to use more."
+    skipped = [f"Skipped {counted(len(data.skipped), 'file')} that could not be read."] if data.skipped else []
+    beyond = f"Did not open {counted(data.left_out, 'file')} above the data source's limit; set limit= to use more."
     return [*skipped, *([beyond] if data.left_out else []), *_copies(data), *_gray(data)]
 
 

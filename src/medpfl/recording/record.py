@@ -31,8 +31,8 @@ __all__ = [
     "buffers_in",
     "keep",
     "make_record",
+    "origin_of",
     "record",
-    "source_of",
     "state_of",
     "tell_problems",
 ]
@@ -99,7 +99,7 @@ def record(
     """
     bare = innermost(model)
     before = state_of(bare)
-    source = source or source_of("torch")
+    source = source or origin_of("torch")
     facts = UpdateFacts(num_samples=num_samples, classes=classes, pixels=pixels, source=source)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -208,7 +208,7 @@ def buffers_in(state: Mapping[str, Tensor]) -> set[str]:
     return {k for k, t in state.items() if k.rpartition(".")[2] in BUFFERS or not t.is_floating_point()}
 
 
-def source_of(
+def origin_of(
     framework: str,
     packages: Sequence[str] = (),
     round: int | None = None,

@@ -20,8 +20,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.privacy.tradeoff import Mechanism, tightest
 from medpfl.core.roles import Defense, promising_parts
 from medpfl.core.user_code.strangers import explained
-from medpfl.judging.types import Bound, Cell, Mark
-from medpfl.judging.types import Mechanism as Shown
+from medpfl.judging.types import Bound, Cell, Mark, StatedMechanism
 from medpfl.metrics.no_prior import no_prior_guess
 from medpfl.metrics.pixel import SUCCESS, ssim
 from medpfl.runs.environment import generator_of
@@ -141,7 +140,7 @@ def _bound(cell: Cell, entry: Mapping[str, Any]) -> Bound:
     return replace(
         bound,
         mechanisms=tuple(
-            Shown(unit=one["unit"], noise=one["noise"], rate=one["rate"], steps=one["steps"])
+            StatedMechanism(unit=one["unit"], noise=one["noise"], rate=one["rate"], steps=one["steps"])
             for one in entry["mechanisms"]
         ),
         no_prior=entry["no_prior"],
