@@ -11,7 +11,7 @@ from torchvision.models import resnet18
 
 from medpfl.attacks import Separation
 from medpfl.attacks.deep import capacity as module
-from medpfl.attacks.deep.capacity import capacity, capacity_of, traced
+from medpfl.attacks.deep.capacity import capacity, capacity_of, traced_graph
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from tests.attacks.residual import Residual, built
@@ -37,7 +37,9 @@ def convolutions(act: type[nn.Module] = nn.ReLU, bias: bool = True, norm=None) -
 def graphs():
     """ResNet-18 by image size and mode."""
     network = resnet18(num_classes=2)
-    return {(size, mode): traced(network, (3, size, size), mode) for size in (32, 64) for mode in ("train", "eval")}
+    return {
+        (size, mode): traced_graph(network, (3, size, size), mode) for size in (32, 64) for mode in ("train", "eval")
+    }
 
 
 @pytest.mark.slow
@@ -145,7 +147,7 @@ def depth(network: nn.Module, found: module.Capacity) -> int:
 def test_a_larger_batch_never_reads_further(width, mode, pooled, seed):
     torch.manual_seed(seed)
     network = Residual(width=width, last=True, pool=nn.AvgPool2d(1) if pooled else None)
-    graph = traced(network, (1, 12, 12), mode)
+    graph = traced_graph(network, (1, 12, 12), mode)
     found = [capacity_of(graph, images, mode) for images in BATCHES]
     depths = [depth(network, one) for one in found]
     assert depths == sorted(depths)

@@ -12,8 +12,7 @@ from medpfl import InputError, Plan, Run, ThreatModel, audit, cli
 from medpfl.auditing.privacy.bounds import bounded
 from medpfl.auditing.report import reread
 from medpfl.core.privacy.tradeoff import Mechanism
-from medpfl.judging.types import Cell, Rate
-from medpfl.judging.types import Mechanism as Shown
+from medpfl.judging.types import Cell, Rate, StatedMechanism
 from tests.flat import flat
 
 pytestmark = pytest.mark.slow  # they share a fixture that takes seconds
@@ -39,8 +38,8 @@ def test_dp_settings_have_a_bound_over_the_round_and_no_other(found):
         next(spec for spec in cells if "Mixup" in spec),
     ]
     records, client, mixed = (cell.bound for cell in cells.values() if cell.bound is not None)
-    assert records.mechanisms == (Shown(unit="image", noise=1.0, rate=0.5, steps=2),)
-    assert client.mechanisms == (Shown(unit="client", noise=0.5, rate=1.0, steps=1),)
+    assert records.mechanisms == (StatedMechanism(unit="image", noise=1.0, rate=0.5, steps=2),)
+    assert client.mechanisms == (StatedMechanism(unit="client", noise=0.5, rate=1.0, steps=1),)
     assert records.rounds == 1
     for kappa, bound in client.curve:
         assert bound == Mechanism(0.5).bound(kappa)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from medpfl import cli
-from medpfl.cli.help import COMMANDS, EXAMPLES, STATUSES
+from medpfl.cli.help import EXAMPLES, STATUSES, THEMES
 from medpfl.cli.machine import print_json
 from medpfl.cli.opening import opening
 from medpfl.cli.parser import parser_of
@@ -25,7 +25,7 @@ from medpfl.core.experiments.recording import Forgetting, Looking, Recording
 from medpfl.reproduction.scale import Studies
 from medpfl.runs.outlook import Outlook, Step
 
-NAMES = [name for commands in COMMANDS.values() for name in commands]
+NAMES = [name for commands in THEMES.values() for name in commands]
 SMALL = ["--model", "LeNet('idlg')", "--attack", "iDLG(steps=3)", "--images", "2", "--size", "16"]
 
 
@@ -112,7 +112,7 @@ print(json.dumps(first))
 def test_the_overview_names_each_command_under_a_theme(run):
     status, text, _ = run("--help")
     assert status == 0
-    for theme, commands in COMMANDS.items():
+    for theme, commands in THEMES.items():
         assert f"\n{theme}:\n" in text
         assert all(re.search(rf"^  {name} ", text, re.MULTILINE) for name in commands)
     assert all(re.search(rf"^  {status} ", text, re.MULTILINE) for status in STATUSES)

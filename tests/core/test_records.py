@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import struct
 from contextlib import suppress
@@ -112,7 +113,8 @@ def test_is_one(tmp_path):
     save_file({"x": torch.zeros(2)}, other)
     short = tmp_path / "short"
     short.write_bytes(b"abc")
-    for path in (other, short, tmp_path, tmp_path / "none"):
+    os.mkfifo(tmp_path / "pipe")  # to open it would block
+    for path in (other, short, tmp_path, tmp_path / "none", tmp_path / "pipe"):
         assert not Record.is_one(path)
 
 

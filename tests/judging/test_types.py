@@ -15,9 +15,9 @@ from medpfl.judging.types import (
     Exposure,
     Mark,
     MaskScores,
-    Mechanism,
     Patients,
     Rate,
+    StatedMechanism,
     Union,
     flat,
 )
@@ -34,7 +34,8 @@ FULL = Cell(
         patients=1, images=2, without_patient=0, read_back=Rate(1.0), identified=Rate(), chance=None, worst=(PATIENT,)
     ),
     bound=Bound(
-        rounds=1, gap=None, curve=[[0.0, 0.0]], mechanisms=(Mechanism(unit="image", noise=1.0, rate=0.5, steps=2),),
+        rounds=1, gap=None, curve=[[0.0, 0.0]],
+        mechanisms=(StatedMechanism(unit="image", noise=1.0, rate=0.5, steps=2),),
         no_prior={"asr": 0.0, "identified": None}, asr=MARK, identified=Mark(), guesses={"chance": 0.1},
     ),
 )  # fmt: skip

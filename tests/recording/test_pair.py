@@ -13,7 +13,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.records.record import Record
 from medpfl.core.types import Update, Weights
 from medpfl.defenses import Clipping, GaussianNoise, LaplaceNoise, TopK
-from medpfl.recording.pair import compared
+from medpfl.recording.pair import compared_records
 
 
 def record():
@@ -33,7 +33,7 @@ def after(defense, raw):
 
 def test_nothing_changed():
     raw = record()
-    pair = compared(raw, raw)
+    pair = compared_records(raw, raw)
     assert (pair.change, pair.sent, pair.noise, pair.buffers) == (0, 1, 0, ())
     assert pair.cosine == pytest.approx(1)
     assert list(pair.lines()) == ["the filters left the update as it was"]
@@ -41,7 +41,7 @@ def test_nothing_changed():
 
 def test_clipping_scales_and_leaves_no_rest():
     raw = record()
-    pair = compared(raw, after(Clipping(1.0), raw))
+    pair = compared_records(raw, after(Clipping(1.0), raw))
     assert pair.scale == pytest.approx(1 / float(raw.update.norm()), rel=1e-4)
     assert pair.cosine == pytest.approx(1)
     assert (pair.noise, pair.law, pair.sent) == (0, "", 1)
@@ -50,7 +50,7 @@ def test_clipping_scales_and_leaves_no_rest():
 @pytest.mark.parametrize(("defense", "law"), [(GaussianNoise(0.3), "normal"), (LaplaceNoise(0.3), "Laplace")])
 def test_noise_is_named_with_its_size(defense, law):
     raw = record()
-    pair = compared(raw, after(defense, raw))
+    pair = compared_records(raw, after(defense, raw))
     spread = 0.3 if law == "normal" else 0.3 * 2**0.5
     assert pair.law == law
     assert pair.noise == pytest.approx(spread, rel=0.05)
@@ -60,7 +60,7 @@ def test_noise_is_named_with_its_size(defense, law):
 
 def test_sparse_updates():
     raw = record()
-    pair = compared(raw, after(TopK(0.1), raw))
+    pair = compared_records(raw, after(TopK(0.1), raw))
     assert pair.sent == pytest.approx(0.1, abs=1e-3)
     assert pair.scale == pytest.approx(1)
     assert pair.noise == 0
@@ -70,19 +70,19 @@ def test_sparse_updates():
 def test_changed_buffers_are_named():
     raw = record()
     sent = dataclasses.replace(raw, update=dataclasses.replace(raw.update, buffers={"mean": torch.zeros(3)}))
-    assert compared(raw, sent).buffers == ("mean",)
+    assert compared_records(raw, sent).buffers == ("mean",)
 
 
 def test_records_of_other_updates_are_refused():
     raw = record()
     moved = Weights({n: t + 1 for n, t in raw.weights.parameters.items()}, raw.weights.buffers)
     with pytest.raises(InputError, match="start from other weights"):
-        compared(raw, dataclasses.replace(raw, weights=moved))
+        compared_records(raw, dataclasses.replace(raw, weights=moved))
     less = Weights({"a": raw.weights.parameters["a"]}, {})
     with pytest.raises(InputError, match="other names or shapes"):
-        compared(raw, dataclasses.replace(raw, weights=less))
+        compared_records(raw, dataclasses.replace(raw, weights=less))
     with pytest.raises(InputError, match="a gradient"):
-        compared(raw, dataclasses.replace(raw, update=dataclasses.replace(raw.update, kind="gradient")))
+        compared_records(raw, dataclasses.replace(raw, update=dataclasses.replace(raw.update, kind="gradient")))
 
 
 def test_inspect_shows_what_the_filters_changed(tmp_path, capsys):

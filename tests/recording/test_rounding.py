@@ -13,7 +13,7 @@ from medpfl.core.types import Weights
 from medpfl.recording.check import Case
 from medpfl.recording.client import check_case
 from medpfl.recording.mean import check_mean
-from medpfl.recording.record import UpdateFacts, make_record, source_of, state_of
+from medpfl.recording.record import UpdateFacts, make_record, origin_of, state_of
 from medpfl.recording.rounding import _coarse, doubt
 from medpfl.recording.watching.watch import watch
 from tests.recording.loops import loader, network, train
@@ -145,7 +145,7 @@ def test_a_watched_training_states_its_device():
     before = state_of(model)
     with watch(model) as seen:
         train(model)
-    made = make_record(before, state_of(model), seen, facts=UpdateFacts(source=source_of("torch")))
+    made = make_record(before, state_of(model), seen, facts=UpdateFacts(source=origin_of("torch")))
     assert made.source.versions["device"] == "cpu"
 
 

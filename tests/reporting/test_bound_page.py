@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from medpfl.judging.types import Bound, Cell, Mark, Mechanism, Rate
+from medpfl.judging.types import Bound, Cell, Mark, Rate, StatedMechanism
 from medpfl.reporting.bounds import Placed, bound_rows, placed, stands
 from medpfl.reporting.figures.bounds import bound_figure, bound_section
 from medpfl.reporting.frontier import write_frontier_page
@@ -22,8 +22,8 @@ def marked(kappa: float | None, high: float | None) -> Mark:
     return Mark(kappa=kappa, kappa_high=high, bound=kappa and 3 * kappa, bound_high=high and 3 * high)
 
 
-def mechanism(noise: float, unit: str = "image", steps: int = 2) -> Mechanism:
-    return Mechanism(unit=unit, noise=noise, rate=0.5, steps=steps)
+def mechanism(noise: float, unit: str = "image", steps: int = 2) -> StatedMechanism:
+    return StatedMechanism(unit=unit, noise=noise, rate=0.5, steps=steps)
 
 
 def cell(read: int, noise: float = 1.0, gap: str | None = None, identified: float = 0.02, **more: Any) -> Cell:

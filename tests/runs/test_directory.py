@@ -7,6 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,25 @@ def test_a_run_says_what_it_is_of_and_is_continued_with_its_notes(tmp_path):
     known = {"kind": "audit", "format": 4, "identity": {"seed": 1}, "settings": [1]}
     assert directory.noted() == known_in(tmp_path) == known
     assert (tmp_path / "share/rows.jsonl").read_text() == "{}\n"
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Notes of a finished run."""
+
+    settings: tuple[int, ...]
+    text: str
+
+
+def test_notes_are_read_as_a_dataclass_once_they_are_all_there_and_of_its_types(tmp_path):
+    directory = claimed(tmp_path)
+    with pytest.raises(InputError, match=f"^'{tmp_path}' holds an unfinished audit: repeat the command that made it"):
+        directory.noted_as(Noted)
+    directory.note(settings=[1])
+    with pytest.raises(InputError, match=r"its run\.json is damaged: text: .*; repeat the command that made it"):
+        directory.noted_as(Noted)
+    directory.note(text="a")
+    assert directory.noted_as(Noted) == Noted((1,), "a")
 
 
 def test_another_identity_is_refused_with_its_difference_unless_forced(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from torch import nn
@@ -23,7 +23,6 @@ from medpfl.core.experiments.groups import Criteria, Run, Victims
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, DataSource, Model
 from medpfl.core.threat import HONEST
-from medpfl.core.typed import typed
 from medpfl.data.images import LabelledImages
 from medpfl.inputs.parts import is_record
 from medpfl.runs.directory import RUNS, RunDirectory, known_in, made, reading
@@ -85,14 +84,7 @@ def remake(out: Path) -> Realism:
         InputError: `out` holds no realism meter, or an unfinished one.
     """
     with reading(out):
-        known = RunDirectory(out, REALISM).noted()
-        again = f"repeat the command that made '{out}' to finish it"
-        if "cases" not in known:
-            raise InputError(f"'{out}' holds an unfinished realism meter: {again}")
-        try:
-            noted = typed(_Noted, {one.name: known.get(one.name) for one in fields(_Noted)})
-        except InputError as error:
-            raise InputError(f"'{out}': its run.json is damaged: {error}; {again}") from None
+        noted = RunDirectory(out, REALISM).noted_as(_Noted)
         reports = {run: reread(out / RUNS / run) for run in dict.fromkeys(case.run for case in noted.cases)}
         return written(out, Realism(noted.cases, reports, noted.left_out))
 

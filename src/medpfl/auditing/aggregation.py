@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from medpfl.auditing.defense_parts import at_client, parts_of
+from medpfl.auditing.defense_parts import at_client
 from medpfl.core.channels.exchange import Exchange
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
@@ -43,29 +43,29 @@ def aggregates(defense: Defense) -> bool:
 
 def masks(defense: Defense) -> bool:
     """Return True if clients send masked messages."""
-    return aggregates(defense) and _aggregating(defense).aggregation.messages == "masked"
+    return aggregates(defense) and at_client(defense).aggregation.messages == "masked"
 
 
 def decrypts(defense: Defense) -> bool:
     """Return True if clients send encrypted messages, so the server gets the mean only from a client."""
-    return aggregates(defense) and _aggregating(defense).aggregation.messages == "encrypted"
+    return aggregates(defense) and at_client(defense).aggregation.messages == "encrypted"
 
 
 def staying(defense: Defense, clients: int) -> int:
     """Return how many of `clients` are in a sum after dropouts."""
-    return _aggregating(defense).staying(clients)
+    return at_client(defense).staying(clients)
 
 
 def summed(defense: Defense, group: Group, rounds: Sequence[ClientRound], generator: torch.Generator) -> Sum:
     """Sum the updates of a group of clients with the defense."""
-    exchange = _aggregating(defense).exchange([played.sent for played in rounds], generator)
+    exchange = at_client(defense).exchange([played.sent for played in rounds], generator)
     stayed = [i for i in range(len(rounds)) if i not in exchange.dropped]
     return Sum(exchange, [rounds[i] for i in stayed], torch.cat([group[i][1] for i in stayed]))
 
 
 def one_masked(defense: Defense, made: Sum) -> ClientRound:
     """Return the first remaining client's round, with its masked message in place of its update."""
-    part, first = _aggregating(defense), made.rounds[0]
+    part, first = at_client(defense), made.rounds[0]
     sent = part.read(next(iter(made.exchange.masked.values())), first.sent)
     return ClientRound(first.batch, first.draws, first.raw, sent, first.state)
 
@@ -74,7 +74,7 @@ def check_sum(defense: Defense, clients: int, plan: Plan) -> None:
     """Raise `InputError` if a round with this many clients cannot give a sum."""
     if clients < 2:
         raise InputError(f"{defense!r}: a sum needs two clients or more: set --clients 2, or more in --partition")
-    part = _aggregating(defense)
+    part = at_client(defense)
     for name in part.aggregation.needs:
         if name not in plan.sends:
             raise InputError(f"{defense!r} weights the mean by {name}, which clients do not send: add it to --sends")
@@ -83,10 +83,3 @@ def check_sum(defense: Defense, clients: int, plan: Plan) -> None:
     made = part.exchange(like, torch.Generator().manual_seed(0))
     if clients - len(made.dropped) != (said := part.staying(clients)):
         raise InputError(f"{defense!r} says that {said} of {clients} clients stay, but {len(made.dropped)} drop out")
-
-
-def _aggregating(defense: Defense) -> Defense:
-    found = [part for part in parts_of(at_client(defense)) if part.acts("aggregate")]
-    if len(found) != 1:
-        raise InputError(f"{defense!r}: {len(found)} of its parts sum over clients; only one may")
-    return found[0]

@@ -1,4 +1,4 @@
-"""The parts of a defense: where they act, and whether they disclose anything."""
+"""Where a defense's parts act, and whether they disclose anything."""
 
 from __future__ import annotations
 
@@ -7,20 +7,9 @@ from functools import reduce
 from operator import or_
 
 from medpfl.auditing.records.recorded import behind
-from medpfl.core.roles import NO_DEFENSE, Composed, Defense
+from medpfl.core.roles import NO_DEFENSE, Defense, parts_of
 
-__all__ = ["at_client", "counted_parts", "discloses", "parts_of", "server_only", "server_side", "untold"]
-
-
-def parts_of(defense: Defense) -> tuple[Defense, ...]:
-    """Return a composed defense's parts; any other defense is its own only part."""
-    return defense.parts if isinstance(defense, Composed) else (defense,)
-
-
-def counted_parts(defense: Defense) -> tuple[Defense, ...]:
-    """Return the differentially private parts whose promises hold (`Composed.counted`)."""
-    counted = defense.counted if isinstance(defense, Composed) else (defense,)
-    return tuple(part for part in counted if part.unit is not None)
+__all__ = ["at_client", "discloses", "server_only", "server_side", "untold"]
 
 
 def at_client(defense: Defense) -> Defense:

@@ -10,11 +10,11 @@ from typing import Any
 from medpfl import attacks as attack_package
 from medpfl import defenses as defense_package
 from medpfl import models as model_package
-from medpfl.auditing.defense_parts import at_client, parts_of
+from medpfl.auditing.defense_parts import at_client
 from medpfl.auditing.records.recorded import Recorded, behind
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.settings import Settings
-from medpfl.core.roles import NO_DEFENSE, Attack, Defense, Model
+from medpfl.core.roles import NO_DEFENSE, Attack, Defense, Model, parts_of
 from medpfl.core.spec import registry
 from medpfl.core.user_code.loading import is_place
 from medpfl.inputs.checkpoint import Checkpoint

@@ -12,7 +12,7 @@ from torch import nn
 from medpfl.auditing.execution import WORK, executed, images_of
 from medpfl.auditing.forecast.plan import foreseen_of
 from medpfl.auditing.isolating import Isolation, isolating
-from medpfl.auditing.records.run import RecordCase, options_in
+from medpfl.auditing.records.run import RecordCase, record_options
 from medpfl.auditing.report import Report
 from medpfl.auditing.scenario import Scenario
 from medpfl.auditing.victims import fitted
@@ -157,34 +157,32 @@ def foresee(experiment: Experiment) -> Outlook:
 
 def case_of(experiment: Experiment) -> AuditCase:
     """Return the audit of a model that an experiment describes."""
-    asked = experiment
-    if asked.truth is not None:
+    if experiment.truth is not None:
         raise InputError("truth goes with a record of an update; without one, leave it out")
     return AuditCase(
-        model=asked.model,
-        data=asked.data,
-        attacks=asked.attack,
-        defenses=asked.defense,
-        threat=asked.threat,
-        plan=asked.plan,
-        weights=asked.weights,
-        victims=asked.victims,
-        criteria=asked.criteria,
-        run=asked.run,
+        model=experiment.model,
+        data=experiment.data,
+        attacks=experiment.attack,
+        defenses=experiment.defense,
+        threat=experiment.threat,
+        plan=experiment.plan,
+        weights=experiment.weights,
+        victims=experiment.victims,
+        criteria=experiment.criteria,
+        run=experiment.run,
     )
 
 
 def _record_of(experiment: Experiment) -> RecordCase | None:
     """Return the audit of a record that an experiment describes; ``None`` if its data is no record."""
-    asked = experiment
-    if asked.rounds is not None:
+    if experiment.rounds is not None:
         raise InputError("this audits one model, but rounds were given: use medpfl.leakage for several rounds")
-    if asked.realism:
+    if experiment.realism:
         raise InputError("this audits one case, but a realism meter was asked for: use medpfl.realism")
-    if not is_record(asked.data):
+    if not is_record(experiment.data):
         return None
-    if asked.truth is None:
+    if experiment.truth is None:
         raise InputError("a record holds no images: set --truth to the folder with the images behind it")
-    if asked.weights is not None:
+    if experiment.weights is not None:
         raise InputError("a record holds the client's initial weights: leave out --weights")
-    return RecordCase(asked.data, asked.truth, **options_in(asked))
+    return RecordCase(experiment.data, experiment.truth, **record_options(experiment))

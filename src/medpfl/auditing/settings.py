@@ -17,7 +17,7 @@ from medpfl.auditing.records.recorded import Recorded
 from medpfl.auditing.scenario import Scenario
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.settings import Json, Settings
-from medpfl.core.messages import say
+from medpfl.core.messages import counted, say
 from medpfl.core.roles import NO_DEFENSE
 from medpfl.data.images import LabelledImages
 from medpfl.engines.choice import described
@@ -27,7 +27,6 @@ from medpfl.inputs.standard import ENOUGH, LEAST, budget_of
 from medpfl.inspection.stability import UNSTABLE
 from medpfl.judging.summary import LESS_NOISE, MISMATCH
 from medpfl.runs.environment import versions
-from medpfl.runs.progress_bar import files
 
 __all__ = ["of_reading", "record_difference", "settings_of"]
 
@@ -45,51 +44,23 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
     Args:
         checked: the scenario's checks.
         player: the audit's player.
-        check: the check of a record, if it was made: by `medpfl.auditing.records.recorded.told_of`, or `compared`.
+        check: the check of a record, if it was made: by `medpfl.auditing.records.recorded.told_of`.
 
     Raises:
         InputError: a record under a defense does not match the images, the plan and the defense.
     """
     scenario, scorer = checked.scenario, player.scorer
     assert scorer is not None, "this player only times jobs"
-    data, found = scenario.data, {repr(d): one.to_dict() for d, one in player.disclosures().items()}
-    known = {p for p in data.patients if p is not None}
+    found = {repr(d): one.to_dict() for d, one in player.disclosures().items()}
     recorded = next((d for d in scenario.defenses if isinstance(d, Recorded)), None)
     if recorded is not None and check is None:
         check = record_difference(player, recorded)
     return Settings(
-        experiment={
-            "data": scenario.source,
-            "model": repr(scenario.model),
-            "attacks": [repr(a) for a in scenario.attacks],
-            "defenses": [repr(d) for d in scenario.defenses],
-            "images": scenario.selection.images,
-            "images_per_update": scenario.plan.images,
-            "draws": scenario.selection.draws,
-            "plan": repr(scenario.plan),
-            "sends": list(scenario.plan.sends),
-            "partition": repr(scenario.partition),
-            "weights": _origin(scenario),
-            "memory_gib": scenario.run.memory,
-            "victims_per_stack": scenario.stack(NO_DEFENSE),
-        },
+        experiment=_experiment(scenario),
         grants=tuple(scenario.adversary.grants),
-        data={
-            "source": scenario.source,
-            "classes": {f"class {i}": int((data.labels == i).sum()) for i in range(len(data.classes))},
-            "images": len(data),
-            "shape": list(data.shape),
-            "patients": len(known) or None,
-            "skipped": len(data.skipped),
-        },
+        data=_data(scenario),
         not_run=checked.not_run,
-        model={
-            "parameters": sum(p.numel() for p in scenario.network(0).parameters()),
-            "weights": scenario.weights_digest,
-            "outputs": scenario.outputs,
-            "batch_norm_layers": sum(name.endswith("running_mean") for name, _ in scenario.network(0).named_buffers()),
-            "dropout_layers": sum(isinstance(m, _DropoutNd) and m.p > 0 for m in scenario.network(0).modules()),
-        },
+        model=_model(scenario),
         versions=versions(),
         device=str(scenario.device),
         engine=described(scenario.run),
@@ -112,6 +83,47 @@ def settings_of(checked: Feasibility, player: Player, check: Json | None = None)
         tolerance=scenario.criteria.tolerance,
         about=scenario.run.about(),
     )
+
+
+def _experiment(scenario: Scenario) -> Json:
+    return {
+        "data": scenario.source,
+        "model": repr(scenario.model),
+        "attacks": [repr(a) for a in scenario.attacks],
+        "defenses": [repr(d) for d in scenario.defenses],
+        "images": scenario.selection.images,
+        "images_per_update": scenario.plan.images,
+        "draws": scenario.selection.draws,
+        "plan": repr(scenario.plan),
+        "sends": list(scenario.plan.sends),
+        "partition": repr(scenario.partition),
+        "weights": _origin(scenario),
+        "memory_gib": scenario.run.memory,
+        "victims_per_stack": scenario.stack(NO_DEFENSE),
+    }
+
+
+def _data(scenario: Scenario) -> Json:
+    data = scenario.data
+    return {
+        "source": scenario.source,
+        "classes": {f"class {i}": int((data.labels == i).sum()) for i in range(len(data.classes))},
+        "images": len(data),
+        "shape": list(data.shape),
+        "patients": len(set(data.patients) - {None}) or None,
+        "skipped": len(data.skipped),
+    }
+
+
+def _model(scenario: Scenario) -> Json:
+    network = scenario.network(0)
+    return {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "weights": scenario.weights_digest,
+        "outputs": scenario.outputs,
+        "batch_norm_layers": sum(name.endswith("running_mean") for name, _ in network.named_buffers()),
+        "dropout_layers": sum(isinstance(m, _DropoutNd) and m.p > 0 for m in network.modules()),
+    }
 
 
 def record_difference(player: Player, recorded: Recorded) -> dict[str, Any]:
@@ -219,8 +231,8 @@ def _notes(checked: Feasibility) -> list[str]:
 
 def of_reading(data: LabelledImages) -> list[str]:
     """Return notes on files that were not read, and on images that occur more than once."""
-    skipped = [f"Skipped {files(len(data.skipped))} that could not be read."] if data.skipped else []
-    beyond = f"Did not open {files(data.left_out)} above the data source's limit; set limit= to use more."
+    skipped = [f"Skipped {counted(len(data.skipped), 'file')} that could not be read."] if data.skipped else []
+    beyond = f"Did not open {counted(data.left_out, 'file')} above the data source's limit; set limit= to use more."
     return [*skipped, *([beyond] if data.left_out else []), *_copies(data), *_gray(data)]
 
 

@@ -13,12 +13,12 @@ from medpfl.core.errors import InputError
 from medpfl.core.experiments.options import OptionError, Options, options_in
 from medpfl.inputs.spelling import check_words
 
-__all__ = ["spelled_right", "typed"]
+__all__ = ["experiment_from", "spelled_right"]
 
 T = TypeVar("T", bound=Options)
 
 
-def typed(kind: type[T], given: Namespace, words: list[str]) -> T:
+def experiment_from(kind: type[T], given: Namespace, words: list[str]) -> T:
     """Return the options as a typed experiment; errors name the option as on the command line."""
     asked = given.as_dict()
     known = {name: name.rstrip("_") for name in options_in(kind)}
@@ -37,7 +37,7 @@ def typed(kind: type[T], given: Namespace, words: list[str]) -> T:
 
 def spelled_right(kind: type[T], given: Namespace, words: list[str]) -> T:
     """Return the typed experiment after checking that its parts, grants and paths exist."""
-    made = typed(kind, given, words)
+    made = experiment_from(kind, given, words)
     named = signature(check_words).parameters
     check_words(**{name: value for name, value in made.options().items() if name in named})
     return made

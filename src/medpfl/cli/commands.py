@@ -11,7 +11,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from medpfl.cli.asked import spelled_right, typed
+from medpfl.cli.asked import experiment_from, spelled_right
 from medpfl.cli.config_files import mapping_of
 from medpfl.cli.dry_run import foresee_audits, foresee_frontier, foresee_standard, foresee_studies, foresee_training
 from medpfl.cli.endings import BAD_INPUT, DONE
@@ -141,7 +141,7 @@ def _failed_on(asked: str | None, verdicts: Mapping[str, str]) -> int:
 
 
 def _demo(given: Namespace, words: list[str]) -> int:
-    asked = typed(Demo, given, words)
+    asked = experiment_from(Demo, given, words)
     demo = replace(DEMO, run=asked.run)
     status = _perform(demo if asked.images is None else demo.having(images=asked.images), given)
     if not (given.dry_run or given.quiet or given.json):
@@ -169,7 +169,7 @@ def _report(given: Namespace, words: list[str]) -> int:
 
 
 def _reproduce(given: Namespace, words: list[str]) -> int:
-    asked = typed(Studies, given, words)
+    asked = experiment_from(Studies, given, words)
     if given.dry_run:
         return planned(given, partial(foresee_studies, asked), asked)
     with working(asked, given.quiet):

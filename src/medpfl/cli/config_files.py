@@ -11,8 +11,8 @@ from medpfl.core.experiments.frontier import is_recommendation
 from medpfl.core.experiments.limits import shortened
 from medpfl.core.experiments.options import options_in
 from medpfl.core.experiments.training import Training
+from medpfl.core.experiments.yaml_files import read_yaml
 from medpfl.core.user_code.stated import check_stated
-from medpfl.core.yaml_files import read_yaml
 
 __all__ = ["check_files", "files_of", "mapping_of"]
 

@@ -10,9 +10,9 @@ from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentParser
 
-__all__ = ["COMMANDS", "EXAMPLES", "STATUSES", "HelpParser", "overview"]
+__all__ = ["EXAMPLES", "STATUSES", "THEMES", "HelpParser", "overview"]
 
-COMMANDS = {
+THEMES = {
     "Audit": {
         "demo": "audit the embedded samples, offline",
         "audit": "audit a folder of medical images, a recorded update, or the embedded samples",
@@ -79,7 +79,7 @@ STATUSES = {
 }
 """Exit statuses of all commands."""
 
-_THEMES = {
+_GROUPS = {
     "victims": "Images",
     "cohort": "Images and clients",
     "reading": "Images",
@@ -116,7 +116,7 @@ def overview() -> str:
     """Return the help text of ``medpfl --help``."""
     text = "Measure which images a federated-learning server can reconstruct from a hospital's updates."
     lines = ["usage: medpfl COMMAND ...", "", *_wrapped(text)]
-    for theme, commands in COMMANDS.items():
+    for theme, commands in THEMES.items():
         lines += ["", f"{theme}:", *(line for entry in commands.items() for line in _entry(*entry))]
     lines += ["", "More:"]
     more = {"COMMAND --help": "a command's options, with examples", "--version": "the version"}
@@ -143,7 +143,7 @@ def _themes(parser: ArgumentParser) -> dict[str, list[Action]]:
         for action in group._group_actions:
             if action.help == SUPPRESS:
                 continue
-            theme = _THEMES.get(group.title or "", "Arguments and options")
+            theme = _GROUPS.get(group.title or "", "Arguments and options")
             own = output if set(action.option_strings) & set(_OUTPUT) else themes.setdefault(theme, [])
             own.append(action)
     return {theme: actions for theme, actions in (*themes.items(), ("Output and pipelines", output)) if actions}

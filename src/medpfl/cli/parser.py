@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 from jsonargparse import SUPPRESS, ActionYesNo, ArgumentParser
 
-from medpfl.cli.help import COMMANDS as THEMES
-from medpfl.cli.help import HelpParser
+from medpfl.cli.help import THEMES, HelpParser
 from medpfl.cli.words import option_of
 from medpfl.core.experiments.evaluation import Evaluating
 from medpfl.core.experiments.experiment import Demo, Experiment

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from medpfl.cli.asked import spelled_right, typed
+from medpfl.cli.asked import experiment_from, spelled_right
 from medpfl.cli.endings import BAD_INPUT, DONE
 from medpfl.cli.machine import print_json
 from medpfl.cli.running import LOADING, working
@@ -54,7 +54,7 @@ def _print_page(page: Sequence[tuple[str, list[str]]]) -> None:
 
 
 def _record(given: Namespace, words: list[str]) -> int:
-    asked = typed(Recording, given, words)
+    asked = experiment_from(Recording, given, words)
     with working(asked, given.quiet):
         with phase(LOADING):
             from medpfl.recording.states import perform_recording
@@ -73,7 +73,7 @@ def _record(given: Namespace, words: list[str]) -> int:
 
 
 def _inspect(given: Namespace, words: list[str]) -> int:
-    asked = typed(Looking, given, words)
+    asked = experiment_from(Looking, given, words)
     with working(asked):
         with phase(LOADING):
             from medpfl.recording.states import perform_looking
@@ -100,7 +100,7 @@ def _shown(made: RecordView, quiet: bool = False) -> int:
 
 
 def _forget(given: Namespace, words: list[str]) -> int:
-    asked = typed(Forgetting, given, words)
+    asked = experiment_from(Forgetting, given, words)
     with working(asked):
         with phase(LOADING):
             from medpfl.inputs.spelling import path_of

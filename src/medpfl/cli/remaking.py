@@ -43,8 +43,8 @@ def again(kind: str) -> tuple[Callable[[Path], Any], Callable[[Any, bool], objec
 
 def print_reproduction(found: Any, quiet: bool = False) -> None:
     """Print what a reproduction could not run, and the files that it wrote."""
+    from medpfl.core.messages import counted
     from medpfl.reporting.terminal import folders_line
-    from medpfl.reporting.words import counted
 
     for gap in found.gaps:
         say(f"{'failed' if gap.failed else 'not run'}: {gap}", sys.stdout)

@@ -25,6 +25,7 @@ __all__ = [
     "SHARE_FOLDER",
     "Speech",
     "about",
+    "counted",
     "log",
     "may_show",
     "say",
@@ -131,6 +132,15 @@ def log(message: object) -> None:
     """
     if _LOG.isEnabledFor(logging.INFO):
         _LOG.info("%s", told(message, shown=False))
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, with a plural ``s`` unless the number is 1.
+
+    >>> counted(1, "file"), counted(7, "patient")
+    ('1 file', '7 patients')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def told(message: object, shown: bool) -> str:

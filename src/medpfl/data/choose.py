@@ -14,7 +14,7 @@ from medpfl.data.dicom import Dicom
 from medpfl.data.folder import ImageFolder
 from medpfl.data.medmnist import MedMNIST
 from medpfl.data.nifti import Nifti
-from medpfl.data.reading import dicom_headers as dicom_files
+from medpfl.data.reading import dicom_headers
 from medpfl.data.reading.formats import is_text
 from medpfl.data.reading.listing import files_in, is_image
 from medpfl.data.samples import Samples
@@ -80,7 +80,7 @@ def _kinds(files: Iterable[Path]) -> Iterator[Any]:
         kind = _by_name(file)
         if kind is None and not is_text(file) and (file.parent in dicom_folders or probed[file.parent] < _PROBED):
             probed[file.parent] += 1
-            if dicom_files.is_dicom(file):
+            if dicom_headers.is_dicom(file):
                 kind = Dicom
                 dicom_folders.add(file.parent)
         if kind is not None:
@@ -93,7 +93,7 @@ def _by_name(file: Path) -> Any:
         return ImageFolder
     if name.endswith(nifti.SUFFIXES):
         return Nifti
-    return Dicom if file.suffix.lower() in dicom_files.SUFFIXES or name == "dicomdir" else None
+    return Dicom if file.suffix.lower() in dicom_headers.SUFFIXES or name == "dicomdir" else None
 
 
 def _of_file(file: Path) -> Any:
@@ -101,7 +101,7 @@ def _of_file(file: Path) -> Any:
         return MedMNIST
     if (kind := _by_name(file)) in (Dicom, Nifti):
         return kind
-    if dicom_files.is_dicom(file):
+    if dicom_headers.is_dicom(file):
         return Dicom
     if file.name.lower().endswith(_ARCHIVES):
         raise InputError(f"'{file}' is an archive: unpack it and give the folder")

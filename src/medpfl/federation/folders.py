@@ -197,6 +197,4 @@ def _in_folder(folder: Path, pattern: str) -> Iterator[Path]:
 
 def _kind(path: Path) -> str:
     """Return ``"record"`` or ``"masked"``; an empty text for any other file."""
-    if not path.is_file():
-        return ""
     return "record" if Record.is_one(path) else "masked" if Masked.is_one(path) else ""

@@ -5,20 +5,19 @@ from __future__ import annotations
 import re
 import secrets
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from medpfl.auditing.execution import shared_attacks
-from medpfl.auditing.records.run import RecordCase, RecordOptions, options_in
+from medpfl.auditing.records.run import RecordCase, RecordOptions, record_options
 from medpfl.auditing.report import reread
 from medpfl.core.errors import InputError, private
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.limits import shortened
 from medpfl.core.experiments.settings import Json
-from medpfl.core.messages import say as tell
-from medpfl.core.signatures import taking
-from medpfl.core.typed import typed
+from medpfl.core.experiments.signatures import taking
+from medpfl.core.messages import say
 from medpfl.federation.basis import basis_of
 from medpfl.federation.checks import Checks, Facts, Problems, check_alike, check_all, facts_of
 from medpfl.federation.folders import MEAN, NAME, SITE, Entry, Files, entries, files_at, sites_of, truth_of
@@ -33,7 +32,6 @@ from medpfl.runs.study_key import Key, key_of
 
 __all__ = ["audit_federation", "foresee_federation", "perform_federation", "remake"]
 
-_AGAIN = "repeat the command that made it with the same --out, or name another directory"
 _WITHOUT = re.compile(rf"(?:{SITE.pattern}|{MEAN})(?:, round [0-9]{{1,6}})?")
 _ONLY_MASKED = (
     "there are only masked messages of secure aggregation ({}): alone, each is random numbers, and no attack was run. "
@@ -111,7 +109,7 @@ def _directory(case: FederationCase, out: Path, key: Key) -> RunDirectory:
 def perform_federation(experiment: Experiment) -> Federation:
     """Run `audit_federation` for an experiment given as strings and numbers."""
     asked = _checked(experiment)
-    return audit_federation(asked.data, truth=asked.truth, **options_in(asked))
+    return audit_federation(asked.data, truth=asked.truth, **record_options(asked))
 
 
 def foresee_federation(experiment: Experiment) -> Outlook:
@@ -120,7 +118,7 @@ def foresee_federation(experiment: Experiment) -> Outlook:
     truth = None if asked.truth is None else path_of(asked.truth)
     files = files_at(asked.data)
     _check_places(files, truth)
-    case = FederationCase(asked.data, truth=asked.truth, **options_in(asked))
+    case = FederationCase(asked.data, truth=asked.truth, **record_options(asked))
     out, force = None if case.run.out is None else Path(case.run.out), case.run.force
     key = Key(secrets.token_hex(16)) if out is None else key_of(out, force, keep=False)
     if out is not None:
@@ -146,13 +144,7 @@ def remake(out: Path) -> Federation:
         InputError: `out` holds no federation, or an unfinished one.
     """
     with reading(out):
-        known = RunDirectory(out, FEDERATION).noted()
-        if "records" not in known:
-            raise InputError(f"'{out}' holds an unfinished audit of a federation: repeat the same command to finish it")
-        try:
-            noted = typed(_Noted, {one.name: known.get(one.name) for one in fields(_Noted)})
-        except InputError as error:
-            raise InputError(f"'{out}': its run.json is damaged: {error}; {_AGAIN}") from None
+        noted = RunDirectory(out, FEDERATION).noted_as(_Noted)
         told = [Audited(site, number, name, reread(out / RUNS / name)) for site, number, name in noted.records]
         found = Federation(tuple(told), tuple(noted.without_truth), noted.masked, noted.clients)
         return written(out, found)
@@ -223,7 +215,7 @@ def _prepared(
     Raises:
         InputError: as in `audit_federation`.
     """
-    say: Callable[[str], Any] = tell if case.run.visible else lambda _: None
+    note: Callable[[str], Any] = say if case.run.visible else lambda _: None
     problems, held = Problems(), dict[Path, tuple[int | None, Facts]]()
     sites = _named_sites(files, case, key, directory)
     for path in files.records:
@@ -238,14 +230,14 @@ def _prepared(
     if every:
         check_alike({one: held[one.path][1] for one in every})
     whole, bare = [one for one in every if one.truth], [one for one in every if not one.truth]
-    checks = check_all(whole, lambda one: case.of(one).check(), problems, _checks(case, key, directory), say)
+    checks = check_all(whole, lambda one: case.of(one).check(), problems, _checks(case, key, directory), note)
     problems.raise_if_any(len(files.records))
     if bare:
-        tell(f"note: {_without(bare, len(every))}")
+        say(f"note: {_without(bare, len(every))}")
     if not whole:
         raise InputError(f"no record can be audited: {_without(bare, len(every))}")
     if files.masked:
-        tell(f"note: {len(files.masked)} masked messages are left out, because alone, each is random numbers")
+        say(f"note: {len(files.masked)} masked messages are left out, because alone, each is random numbers")
     return _Todo(whole, checks, tuple(map(str, bare)), len(files.masked), held[whole[0].path][1].clients)
 
 
@@ -261,7 +253,7 @@ def _named_sites(files: Files, case: FederationCase, key: Key, directory: RunDir
         directory.note(sites={**known, **dict(sites.values())})
     for folder, (_, name) in sites.items() if case.run.visible else ():
         if folder.name != name:
-            tell(f"{name}: '{private(folder)}'")
+            say(f"{name}: '{private(folder)}'")
     return {folder: name for folder, (_, name) in sites.items()}
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from medpfl import attacks as attack_package
-from medpfl.attacks.deep.capacity import capacity_of, traced
+from medpfl.attacks.deep.capacity import capacity_of, traced_graph
 from medpfl.attacks.matching.problem import stacks
 from medpfl.attacks.worst_case import LEAST
 from medpfl.core.errors import InputError
@@ -187,7 +187,7 @@ def _capacity(network: nn.Module, image_shape: tuple[int, ...], mode: Literal["t
     """Count how far `Separation` can read batches of several sizes."""
     try:
         with explained("the model's operations cannot be counted"), phase(f"counting equations in {mode} mode"):
-            graph = traced(network, image_shape, mode)
+            graph = traced_graph(network, image_shape, mode)
             return {"why": "", "batches": [asdict(capacity_of(graph, images, mode)) for images in _BATCHES]}
     except InputError as error:
         return {"why": " ".join(str(error).split()), "batches": []}

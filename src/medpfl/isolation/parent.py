@@ -29,7 +29,7 @@ from medpfl.isolation.protocol import (
     finite_share,
     packed,
     reconstruction_from,
-    told_of,
+    told_plan,
     told_received,
     told_weights,
     unpacked,
@@ -286,7 +286,7 @@ class Isolated(Attack):
     def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
         """Raise `InputError` if the attack does not work on this model."""
         if "check" in self.about.overrides:
-            head = {"do": "check", "plans": [told_of(plan) for plan in plans], "image_shape": list(image_shape)}
+            head = {"do": "check", "plans": [told_plan(plan) for plan in plans], "image_shape": list(image_shape)}
             self._ask({**head, "scene": self._scene()}, told_weights(Weights.of(model)))
 
     def suited(self, model: nn.Module) -> tuple[Attack, ...]:

@@ -25,7 +25,7 @@ __all__ = [
     "plan_in",
     "received_from",
     "reconstruction_from",
-    "told_of",
+    "told_plan",
     "told_received",
     "told_weights",
     "unpacked",
@@ -74,13 +74,13 @@ def unpacked(head: dict[str, Any], payload: bytes) -> Message:
     return Message(head, {name: found[str(i)] for i, name in enumerate(names)})
 
 
-def told_of(plan: Plan) -> dict[str, Any]:
+def told_plan(plan: Plan) -> dict[str, Any]:
     """Return a plan as JSON data."""
     return dataclasses.asdict(plan)
 
 
 def plan_in(told: dict[str, Any]) -> Plan:
-    """Return the plan from the JSON data of `told_of`."""
+    """Return the plan from the JSON data of `told_plan`."""
     return Plan(**told)
 
 
@@ -104,7 +104,7 @@ def told_received(received: Received) -> Message:
     beside = {name: getattr(received, name) for name in ("labels", "order", "auxiliary")}
     tensors |= {name: tensor for name, tensor in beside.items() if tensor is not None}
     head = {
-        "plans": [told_of(plan) for plan in received.plans],
+        "plans": [told_plan(plan) for plan in received.plans],
         "told": received.told,
         "image_shape": list(received.image_shape),
         "num_classes": received.num_classes,

@@ -20,10 +20,10 @@ __all__ = [
     "Exposure",
     "Mark",
     "MaskScores",
-    "Mechanism",
     "Numbers",
     "Patients",
     "Rate",
+    "StatedMechanism",
     "Union",
     "flat",
 ]
@@ -127,7 +127,7 @@ class MaskScores:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mechanism:
+class StatedMechanism:
     """A noise mechanism over the rounds the attacker sees.
 
     Attributes:
@@ -177,7 +177,7 @@ class Bound:
     rounds: int
     gap: str | None
     curve: Sequence[Sequence[float]]
-    mechanisms: tuple[Mechanism, ...] | None = field(default=None, metadata=_ABSENT)
+    mechanisms: tuple[StatedMechanism, ...] | None = field(default=None, metadata=_ABSENT)
     no_prior: Mapping[str, float | None] | None = field(default=None, metadata=_ABSENT)
     asr: Mark | None = field(default=None, metadata=_ABSENT)
     identified: Mark | None = field(default=None, metadata=_ABSENT)

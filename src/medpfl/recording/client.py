@@ -16,7 +16,7 @@ from medpfl.recording.contradictions import looked
 from medpfl.recording.diagnosis import BUFFERS, best, buffer_cause, diagnose, length_cause
 from medpfl.recording.fits import cosine_of, mean_of, norm_of, spread_of
 from medpfl.recording.replay import Replayed, buffer_gaps, check_replayable, gap
-from medpfl.recording.rounding import allowance, device_of, doubt, near, tolerance_of
+from medpfl.recording.rounding import allowance, client_device, doubt, near, tolerance_of
 
 __all__ = ["check_case"]
 
@@ -132,7 +132,7 @@ def _exact(case: Case, made: Replayed, difference: float, tolerance: float) -> C
     """Return the check if a single replay decides."""
     worst, name = _worst(case, made)
     plain = near(difference, tolerance) and worst <= max(BUFFERS, tolerance)
-    same = near(difference, tolerance) and not device_of(case.record)  # a device that rounds as this one
+    same = near(difference, tolerance) and not client_device(case.record)  # a device that rounds as this one
     allowed = 0.0 if plain or same else allowance(case, made)
     nothing = difference > tolerance and not norm_of(case.record.update.tensors)
     if nothing or not near(difference, max(tolerance, allowed)):

@@ -12,7 +12,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.records.record import Record
 from medpfl.core.types import Tensors
 
-__all__ = ["LAWS", "Pair", "compared"]
+__all__ = ["LAWS", "Pair", "compared_records"]
 
 LAWS = {"normal": 0.7979, "Laplace": 0.7071, "uniform": 0.8660}
 """Mean absolute value divided by the standard deviation, for noise with mean zero (Geary 1935)."""
@@ -67,7 +67,7 @@ class Pair:
             yield f"the filters changed {len(self.buffers)} buffers: {', '.join(self.buffers[:3])}"
 
 
-def compared(raw: Record, sent: Record) -> Pair:
+def compared_records(raw: Record, sent: Record) -> Pair:
     """Compare the record before a client's filters with the one after them.
 
     Raises:

@@ -7,7 +7,6 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -22,6 +21,7 @@ from medpfl.core.records.record import Record
 from medpfl.core.records.steps import Steps
 from medpfl.core.records.truth import RETENTION, Truth, digest_of
 from medpfl.core.types import Tensors, Update, Weights
+from medpfl.core.versions import version_of
 from medpfl.models.wrapped import innermost
 from medpfl.recording.watching.watch import Watch, watch
 
@@ -31,8 +31,8 @@ __all__ = [
     "buffers_in",
     "keep",
     "make_record",
+    "origin_of",
     "record",
-    "source_of",
     "state_of",
     "tell_problems",
 ]
@@ -99,7 +99,7 @@ def record(
     """
     bare = innermost(model)
     before = state_of(bare)
-    source = source or source_of("torch")
+    source = source or origin_of("torch")
     facts = UpdateFacts(num_samples=num_samples, classes=classes, pixels=pixels, source=source)
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -208,20 +208,15 @@ def buffers_in(state: Mapping[str, Tensor]) -> set[str]:
     return {k for k, t in state.items() if k.rpartition(".")[2] in BUFFERS or not t.is_floating_point()}
 
 
-def source_of(
+def origin_of(
     framework: str,
     packages: Sequence[str] = (),
     round: int | None = None,
     place: Literal["client", "server"] = "client",
 ) -> Source:
     """Return the source for a framework, with the versions of Python, torch, MedPFL and other packages."""
-    found = {"python": platform.python_version(), "torch": torch.__version__}
-    for package in ("medpfl", *packages):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return Source(framework, found, round, place)
+    versions = {"python": platform.python_version(), "torch": torch.__version__}  # with its build, such as "+cu130"
+    return Source(framework, versions | {name: version_of(name) for name in ("medpfl", *packages)}, round, place)
 
 
 def _on_device(source: Source | None, device: str) -> Source | None:

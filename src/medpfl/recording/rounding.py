@@ -14,7 +14,7 @@ from medpfl.recording.check import Case
 from medpfl.recording.fits import norm_of
 from medpfl.recording.replay import Replayed, gap
 
-__all__ = ["RIGHT", "SURE", "allowance", "device_of", "doubt", "near", "tolerance_of"]
+__all__ = ["RIGHT", "SURE", "allowance", "client_device", "doubt", "near", "tolerance_of"]
 
 RIGHT = 1e-5
 """Largest relative difference of a right record in float32, apart from the rounding of its numbers."""
@@ -61,7 +61,7 @@ def allowance(case: Case, made: Replayed) -> float:
         case: a record whose replay needs no guess.
         made: its replay.
     """
-    if device_of(case.record) == "cpu":
+    if client_device(case.record) == "cpu":
         return 0.0
     start = case.record.weights
     weights = Weights({name: _coarse(t) for name, t in start.parameters.items()}, start.buffers)
@@ -69,7 +69,7 @@ def allowance(case: Case, made: Replayed) -> float:
     return _MARGIN * gap(rounded.tensors, made.tensors)
 
 
-def device_of(record: Record) -> str:
+def client_device(record: Record) -> str:
     """Return the type of the client's device, such as ``"cuda"``; an empty text if the record does not state it."""
     return "" if record.source is None else record.source.versions.get("device", "")
 
@@ -83,7 +83,7 @@ def doubt(record: Record, difference: float, tolerance: float, allowed: float) -
         tolerance: the part of it that `tolerance_of` explains.
         allowed: the part that `allowance` explains; 0 if it was not needed.
     """
-    if allowed and not device_of(record):
+    if allowed and not client_device(record):
         why = (
             "the record does not state the client's device, and a GPU may round in another way; or the images were "
             "resized or read by other software"

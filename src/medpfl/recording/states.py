@@ -20,7 +20,7 @@ from medpfl.inputs.parts import data_of, model_of
 from medpfl.inputs.spelling import path_of
 from medpfl.models.entering import entering
 from medpfl.models.weights import read_state
-from medpfl.recording.record import UpdateFacts, Written, keep, make_record, source_of
+from medpfl.recording.record import UpdateFacts, Written, keep, make_record, origin_of
 from medpfl.recording.view import view_of
 
 __all__ = ["RecordingResult", "perform_looking", "perform_recording"]
@@ -56,7 +56,7 @@ def perform_recording(asked: Recording) -> RecordingResult:
         image_shape=None if data is None else data.shape,
         defense=asked.defense,
         pixels=pixels,
-        source=source_of("two checkpoints", round=asked.round),
+        source=origin_of("two checkpoints", round=asked.round),
     )
     made = make_record(before, after, plan, parameters=parameters, facts=facts)
     truth = None

@@ -30,7 +30,7 @@ from medpfl.recording.client import check_case
 from medpfl.recording.contradictions import looked
 from medpfl.recording.folder import Neighbors, kept_at
 from medpfl.recording.mean import check_mean
-from medpfl.recording.pair import compared
+from medpfl.recording.pair import compared_records
 
 __all__ = ["named", "truth_at", "view_of"]
 
@@ -73,7 +73,7 @@ def view_of(
         difference=check.difference,
         contents=dict(_contents(held)),
         steps=tuple(_steps(held)),
-        filtered=() if raw is None else tuple(compared(Record.load(path_of(raw)), held).lines()),
+        filtered=() if raw is None else tuple(compared_records(Record.load(path_of(raw)), held).lines()),
         facts=check.facts,
         open=(*notes[1 if misfits else 0 :], *check.open, *_blind(held, kept, model)),
     )

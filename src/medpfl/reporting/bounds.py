@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
-from medpfl.judging.types import Bound, Cell, Mark, Mechanism, Rate
+from medpfl.judging.types import Bound, Cell, Mark, Rate, StatedMechanism
 from medpfl.reporting.words import DASH, label, number, percent, percents
 
 __all__ = ["COLUMNS", "EVENTS", "Placed", "bound_rows", "in_words", "placed", "reading_bounds", "stands"]
@@ -155,7 +155,7 @@ def _mechanisms(bound: Bound) -> str:
     return f"{' and '.join(map(_mechanism, bound.mechanisms or ()))}, over {rounds}"
 
 
-def _mechanism(one: Mechanism) -> str:
+def _mechanism(one: StatedMechanism) -> str:
     steps = "1 step" if one.steps == 1 else f"{one.steps} steps"
     return f"noise {one.noise:g}, rate {one.rate:.3g}, {steps}"
 

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from medpfl.core.atomic_files import SHARED, write
 from medpfl.core.experiments.settings import Json
+from medpfl.core.messages import counted
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
 from medpfl.judging.summary import by_defense
 from medpfl.judging.types import Cell, Union
 from medpfl.reporting.phrases import Cells, bounded, by, counts, extent, hits, reason
 from medpfl.reporting.tables import SHORT
-from medpfl.reporting.words import DASH, counted, percent, percents
+from medpfl.reporting.words import DASH, percent, percents
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -25,7 +25,7 @@ from medpfl.reporting.page.lines import lines_of, short_specs
 from medpfl.reporting.page.pictures import Gallery, Proof, galleries, proof
 from medpfl.reporting.page.rendering import rendered
 from medpfl.reporting.phrases import Cells
-from medpfl.reporting.tables import compared, with_unions
+from medpfl.reporting.tables import similarity_without_update, with_unions
 from medpfl.reporting.verdict import verdict_sentences
 from medpfl.reporting.words import attacker, label
 
@@ -97,7 +97,7 @@ def _page(settings: Settings, summary: Cells, rows: Sequence[Finding]) -> Callab
         lines=lines_of(summary, rows),
         runs=False,
         names=short_specs(summary),
-        compared=compared(summary),
+        compared=similarity_without_update(summary),
         masks=mask_lines(summary),
         figures=[Markup(figure) for figure in figures],
         bounds=bound_section(placed(summary)),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from medpfl.core.messages import counted
 from medpfl.judging.types import Exposure, Patients, Rate
 from medpfl.reporting.phrases import Cells
-from medpfl.reporting.words import attacker, counted, known, label, percent, percents, similarity
+from medpfl.reporting.words import attacker, known, label, percent, percents, similarity
 
 __all__ = ["PatientRow", "patient_lines", "patient_rows"]
 

@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 
 from medpfl.core.experiments.settings import Settings
+from medpfl.core.messages import counted
 from medpfl.core.verdicts import LEAKS
 from medpfl.judging.types import Cell, Rate, Union
-from medpfl.reporting.words import attacker, counted, known, label, percent, percents, share
+from medpfl.reporting.words import attacker, known, label, percent, percents, share
 
 __all__ = [
     "Cells",

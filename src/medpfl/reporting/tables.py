@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-__all__ = ["Entry", "Whole", "compared", "entries", "terminal_table", "with_unions"]
+__all__ = ["Entry", "Whole", "entries", "similarity_without_update", "terminal_table", "with_unions"]
 
 COLORS = {LEAKS: "bold red", NO_LEAK: "cyan", INCONCLUSIVE: "yellow"}
 SHORT = {LEAKS: "leaks", NO_LEAK: "no leak found", INCONCLUSIVE: "inconclusive"}
@@ -148,11 +148,11 @@ def _ncc_notes(cell: Cell) -> tuple[str, ...]:
     return tuple(f"{name} {number(ncc)}" for name, ncc in guesses.items() if known(ncc))
 
 
-def compared(summary: Cells) -> str:
+def similarity_without_update(summary: Cells) -> str:
     """Return a sentence on the similarity that guesses without the update reach; ``""`` for older rows.
 
-    >>> print(compared([Cell(attack="a", defense="d", ssim_mean_image=0.4, ncc_mean_image=0.8, ssim_noise=0.1,
-    ...     ncc_noise=0.2)]))
+    >>> scores = {"ssim_mean_image": 0.4, "ncc_mean_image": 0.8, "ssim_noise": 0.1, "ncc_noise": 0.2}
+    >>> print(similarity_without_update([Cell(attack="a", defense="d", **scores)]))
     For comparison: the mean image reaches SSIM 0.40 and NCC 0.80; noise reaches SSIM 0.100 and NCC 0.200.
     """
     cell = next((cell for cell in summary if known(cell.ncc_noise)), None)

@@ -22,7 +22,7 @@ from medpfl.reporting.page.limits import attacks_to_add
 from medpfl.reporting.page.realism import Overview as Measured
 from medpfl.reporting.page.realism import realism_table
 from medpfl.reporting.patients import patient_lines
-from medpfl.reporting.tables import compared, terminal_table
+from medpfl.reporting.tables import similarity_without_update, terminal_table
 from medpfl.reporting.training import training_table
 
 __all__ = [
@@ -128,7 +128,7 @@ def print_audit(report: Audited, quiet: bool) -> None:
         console.print(terminal_table(report.summary))
         for line in [*patient_lines(report.summary), *mask_lines(report.summary)]:
             console.print(line, markup=False, highlight=False)
-        if similarity := compared(report.summary):
+        if similarity := similarity_without_update(report.summary):
             console.print(similarity, style="dim", markup=False, highlight=False)
         for note in report.settings.notes:
             console.print(note, style="dim")

@@ -16,7 +16,6 @@ __all__ = [
     "attacker",
     "between",
     "brief",
-    "counted",
     "epsilons",
     "known",
     "label",
@@ -147,15 +146,6 @@ def epsilons(spent: Epsilons | None, joint: str = ", ", unit: str = " ({})") -> 
     """
     known_units = [number(value, ".3g") + (unit.format(name) if name else "") for name, value in spent or ()]
     return joint.join(known_units) or DASH
-
-
-def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, with a plural ``s`` unless the number is 1.
-
-    >>> counted(1, "patient"), counted(7, "patient")
-    ('1 patient', '7 patients')
-    """
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def label(spec: str) -> str:

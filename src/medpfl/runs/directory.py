@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from medpfl.core.atomic_files import PRIVATE, remove_leftovers, write
 from medpfl.core.errors import InputError
 from medpfl.core.messages import PRIVATE_FOLDER, SHARE_FOLDER
+from medpfl.core.typed import typed
 
 __all__ = [
     "RUNS",
@@ -237,6 +238,21 @@ class RunDirectory:
         self._check_format(found, "make its pages with that version, or run again")
         self._check_rows(found)
         return found
+
+    def noted_as(self, form: type[T]) -> T:
+        """Return notes of ``run.json``, for a run with readable rows, as a dataclass with fields of their names.
+
+        Raises:
+            InputError: as in `noted`; or a note is missing, of the wrong type, or refused by the dataclass.
+        """
+        found, names = self.noted(), [one.name for one in fields(form)]  # type: ignore[arg-type]
+        again = "repeat the command that made it to finish it"
+        if names[0] not in found:
+            raise InputError(f"'{self.path}' holds an unfinished {self.kind.name}: {again}")
+        try:
+            return typed(form, {name: found.get(name) for name in names})
+        except InputError as error:
+            raise InputError(f"'{self.path}': its run.json is damaged: {error}; {again}") from None
 
     def note(self, **settings: Any) -> None:
         """Add settings to ``run.json``."""

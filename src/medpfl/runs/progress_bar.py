@@ -8,12 +8,12 @@ from time import monotonic
 
 from medpfl.core import progress
 from medpfl.core.errors import listed, private
-from medpfl.core.messages import say
+from medpfl.core.messages import counted, say
 from medpfl.runs.estimate import Estimate
 from medpfl.runs.jobs import JobKey
 from medpfl.runs.pulse import pulsing
 
-__all__ = ["Jobs", "files", "name_skipped", "rounds_of", "watching"]
+__all__ = ["Jobs", "name_skipped", "rounds_of", "watching"]
 
 _NAMED = 10
 """Largest number of skipped files that are named."""
@@ -29,12 +29,7 @@ def name_skipped(skipped: Sequence[str], notes: Sequence[str] = ()) -> None:
         say(f"note: {note}")
     if skipped:
         names = private(f":{listed(skipped, _NAMED)}", " (--show-paths names them)")
-        say(f"skipped {files(len(skipped))} that could not be read{names}")
-
-
-def files(count: int) -> str:
-    """Return ``1 file``, ``2 files`` and so on."""
-    return f"{count} file" + "s" * (count != 1)
+        say(f"skipped {counted(len(skipped), 'file')} that could not be read{names}")
 
 
 class Jobs:

@@ -16,9 +16,9 @@ from medpfl.auditing.run import foresee as foresee_audit
 from medpfl.core.errors import DivergedError, InputError
 from medpfl.core.experiments.frontier import Frontier
 from medpfl.core.experiments.groups import About
+from medpfl.core.experiments.signatures import taking
 from medpfl.core.messages import say
 from medpfl.core.progress import phase
-from medpfl.core.signatures import taking
 from medpfl.engines.choice import engine_of, ready, workers_of
 from medpfl.engines.engine import Inline, Lost
 from medpfl.reporting.training import judging_set
@@ -31,9 +31,9 @@ from medpfl.runs.pulse import pulsing
 from medpfl.runs.study_key import Key, key_of
 from medpfl.tradeoff.limits import limits_of
 from medpfl.tradeoff.result import FRONTIER, Found, FrontierResult, results, write_recommended
-from medpfl.tradeoff.tasks import Setting, audit_of, check, parts_of, strengths_of, training_of, with_images
+from medpfl.tradeoff.tasks import Setting, audit_of, check, code_of, strengths_of, training_of, with_images
 from medpfl.training.report import read_training, reread_training
-from medpfl.training.store import rounds_in
+from medpfl.training.store import whole_rounds
 from medpfl.training.train import foresee as foresee_training
 from medpfl.training.train import perform_training
 
@@ -109,7 +109,7 @@ def _performed(experiment: Frontier) -> FrontierResult:
 
 
 def _identity(experiment: Frontier, settings: Sequence[Setting], key: Key) -> Identity:
-    return Identity(_entries(experiment, settings), Code.of(lambda: parts_of(experiment)), key)
+    return Identity(_entries(experiment, settings), Code.of(lambda: code_of(experiment)), key)
 
 
 def foresee(experiment: Frontier) -> Outlook:
@@ -128,7 +128,7 @@ def foresee(experiment: Frontier) -> Outlook:
     parts = []
     for setting, seed in product(settings, _seeds(experiment.options())):
         (step,) = first.steps
-        done = min(len(rounds_in(_training(out, setting, seed))), step.jobs)
+        done = min(len(whole_rounds(_training(out, setting, seed))), step.jobs)
         left = (step.seconds or 0.0) * (step.jobs - done) / step.jobs
         own = replace(step, what=f"training under {setting.spec}, seed {seed}", done=done, seconds=left)
         parts.append(("trainings", Outlook((own,), first.memory)))

@@ -20,7 +20,7 @@ from medpfl.inputs.parts import attacks_of, defenses_given, defenses_of, model_o
 from medpfl.tradeoff.limits import Limit, updates_for
 from medpfl.training.train import OF_ATTACKS
 
-__all__ = ["Setting", "audit_of", "check", "parts_of", "strengths_of", "training_of", "with_images"]
+__all__ = ["Setting", "audit_of", "check", "code_of", "strengths_of", "training_of", "with_images"]
 
 
 class Setting(NamedTuple):
@@ -78,7 +78,7 @@ def with_images(experiment: Frontier, limits: Sequence[Limit]) -> Frontier:
     return experiment.having(images=updates * experiment.images_per_update)
 
 
-def parts_of(experiment: Frontier) -> list[Any]:
+def code_of(experiment: Frontier) -> list[Any]:
     """Return a frontier's defenses and model, which may contain user code.
 
     Attacks are left out: each audit compares them itself, because they may run in a separate process.

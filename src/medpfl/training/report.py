@@ -23,7 +23,7 @@ from medpfl.training.store import ROWS, TRAINING, TrainingStore, read_rounds
 if TYPE_CHECKING:
     from medpfl.reporting.figures.plots import Plot
 
-__all__ = ["Trained", "accuracies_in", "read_training", "reread_training", "settings_of", "trained"]
+__all__ = ["Trained", "accuracies_in", "read_training", "reread_training", "trained", "training_settings"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +112,7 @@ def _stored(directory: RunDirectory) -> tuple[TrainingStore, dict[str, Any]]:
     return store, known.get("settings", {})
 
 
-def settings_of(setup: TrainingSetup, why: str) -> dict[str, Any]:
+def training_settings(setup: TrainingSetup, why: str) -> dict[str, Any]:
     """Return the settings for a training's page, without paths and without names of images, patients or classes.
 
     Args:

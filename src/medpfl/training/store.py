@@ -15,7 +15,7 @@ from medpfl.runs.cloak import Cloak
 from medpfl.runs.directory import Kind, RunDirectory, append, known_in, lines, read_lines
 from medpfl.runs.identity import Identity
 
-__all__ = ["ROWS", "TRAINING", "TrainingStore", "read_rounds", "rounds_in", "training_in"]
+__all__ = ["ROWS", "TRAINING", "TrainingStore", "read_rounds", "training_in", "whole_rounds"]
 
 ROWS = f"{SHARE_FOLDER}/rounds.jsonl"
 """Path of the rows in a training's directory."""
@@ -88,7 +88,7 @@ def read_rounds(path: Path, whole: bool = False) -> Iterator[Round]:
     return read_lines(path, Round.from_dict, whole)
 
 
-def rounds_in(out: Path) -> list[Round]:
+def whole_rounds(out: Path) -> list[Round]:
     """Return the complete rounds that a training's directory holds; none if it holds no training."""
     return _whole(out) if known_in(out).get("kind") == TRAINING.name else []
 

@@ -33,10 +33,10 @@ from medpfl.runs.outlook import Outlook, Step
 from medpfl.runs.progress_bar import name_skipped, rounds_of
 from medpfl.runs.pulse import pulsing
 from medpfl.runs.study_key import study_index
-from medpfl.training.report import Trained, settings_of, trained
+from medpfl.training.report import Trained, trained, training_settings
 from medpfl.training.setup import TrainingSetup
 from medpfl.training.splits import splits_of
-from medpfl.training.store import TRAINING, TrainingStore, rounds_in, training_in
+from medpfl.training.store import TRAINING, TrainingStore, training_in, whole_rounds
 from medpfl.training.trainer import Trainer
 from medpfl.training.work import ClientWork
 
@@ -126,19 +126,25 @@ def _setup(
 
 def foresee(training: Training) -> Outlook:
     """Return a training's plan, from its first round in memory; nothing is written."""
-    asked = training
     setup = _setup(
-        asked.model, asked.data, asked.defense, asked.plan, asked.schedule, asked.cohort, asked.weights, asked.run
+        training.model,
+        training.data,
+        training.defense,
+        training.plan,
+        training.schedule,
+        training.cohort,
+        training.weights,
+        training.run,
     )
-    out = None if asked.run.out is None else Path(asked.run.out)
-    done = 0 if out is None else _done(setup, out, asked.run.force)
-    rounds = asked.schedule.rounds
-    with phase("timing a round"), threads(asked.run.threads), Inline().crew(ClientWork(setup)) as crew:
+    out = None if training.run.out is None else Path(training.run.out)
+    done = 0 if out is None else _done(setup, out, training.run.force)
+    rounds = training.schedule.rounds
+    with phase("timing a round"), threads(training.run.threads), Inline().crew(ClientWork(setup)) as crew:
         trainer = Trainer(setup, TrainingStore(None), crew)
         trainer.play(0)
         began = monotonic()
         trainer.play(1)
-        seconds = (monotonic() - began) / min(workers_of(asked.run), len(setup.participants(1)))
+        seconds = (monotonic() - began) / min(workers_of(training.run), len(setup.participants(1)))
     done = min(done, rounds + 1)
     what = f"training under {setup.defense!r}"
     step = Step(what, rounds, "rounds", rounds + 1, done, seconds * (rounds + 1 - done))
@@ -151,21 +157,20 @@ def _done(setup: TrainingSetup, out: Path, force: bool) -> int:
     found = setup.splits.found
     index = study_index(out, setup.data, found.source, found.place, force, keep=False)
     continued = RunDirectory(out, TRAINING, setup.identity(index)).check(force)
-    return len(rounds_in(out)) if continued else 0
+    return len(whole_rounds(out)) if continued else 0
 
 
 def perform_training(training: Training) -> Trained:
     """Run `train` for a training given as strings and numbers."""
-    asked = training
     return train(
-        asked.model,
-        asked.data,
-        defense=asked.defense,
-        plan=asked.plan,
-        schedule=asked.schedule,
-        cohort=asked.cohort,
-        weights=asked.weights,
-        run=asked.run,
+        training.model,
+        training.data,
+        defense=training.defense,
+        plan=training.plan,
+        schedule=training.schedule,
+        cohort=training.cohort,
+        weights=training.weights,
+        run=training.run,
     )
 
 
@@ -188,7 +193,7 @@ def _run(setup: TrainingSetup, out: Path | None, run: Run) -> Trained:
     ):
         trainer = Trainer(setup, store, crew)
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        settings = settings_of(setup, trainer.spent.why) | {
+        settings = training_settings(setup, trainer.spent.why) | {
             "engine": described(run),
             "started": started,
             "about": run.about(),

@@ -178,7 +178,7 @@ def test_the_readers_are_found():
     assert {
         "inputs/checkpoint.py", "auditing/records/recorded.py", "auditing/report.py", "runs/directory.py",
         "training/state_files.py", "auditing/store.py", "training/report.py", "training/store.py",
-        "core/experiments/frontier.py", "core/records/files.py", "core/yaml_files.py", "tradeoff/run.py",
+        "core/experiments/frontier.py", "core/records/files.py", "core/experiments/yaml_files.py", "tradeoff/run.py",
         "models/weights.py", "cli/config_files.py", "reproduction/ledger.py",
     } <= named  # fmt: skip
 

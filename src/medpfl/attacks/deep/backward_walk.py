@@ -31,20 +31,20 @@ from medpfl.attacks.deep.kernel_systems import (
     SPARE_EQUATIONS,
     Inputs,
     active,
-    flattened,
+    by_channel,
+    by_image,
     inputs,
     is_plain,
     kernels,
     places_of,
     pulls,
-    unflattened,
 )
 from medpfl.attacks.deep.normalized_convolution import NormalizedConvolution, SolvedInputs, normalized_layer
 from medpfl.attacks.deep.passing import PLACEWISE, SLOPES, derivative, is_affine, obstacle, slope_at
 from medpfl.attacks.deep.pooled_convolution import SPARE_STATES
 from medpfl.attacks.deep.pooled_path import pooled_path
 from medpfl.attacks.deep.recovered_values import RecoveredValues
-from medpfl.attacks.deep.walk_state import Corrected, Memory, Peeled, Pull, Start, compared
+from medpfl.attacks.deep.walk_state import Corrected, Memory, Peeled, Pull, Start, reconciled
 from medpfl.core.types import Tensors
 
 __all__ = ["peel"]
@@ -79,7 +79,7 @@ def peel(
         walk = _Walk(graph, gradients, memory, variances or {})
     known = {node: walk.known.rectified(node) for node in walk.known}
     reasons = tuple(reason for node, reason in walk.stops if node not in known)
-    return compared(graph, Peeled(known, reasons, walk.residuals))
+    return reconciled(graph, Peeled(known, reasons, walk.residuals))
 
 
 class _Again(Exception):  # noqa: N818  (no error: a ReLU was corrected)
@@ -200,7 +200,7 @@ class _Walk:
             if corrected is not None:
                 shape = self.graph.shapes[node]
                 rows = corrected.rows.view(1, -1, *[1] * (len(shape) - 2))
-                states = unflattened(corrected.states, shape)
+                states = by_image(corrected.states, shape)
                 on = torch.where(rows, states, on) if on is not None else states if rows.all() else None
             if on is not None and node in self.memory.sizes:
                 self._settle(node, pull.value, on)
@@ -214,7 +214,7 @@ class _Walk:
         if bias is None or times >= _RESIZES:
             return
         hidden = pull if node in self.exact else self.hidden.get(node, torch.zeros_like(pull))
-        shrinking, rest = (flattened(t * on).sum(1) for t in (hidden, pull - hidden))
+        shrinking, rest = (by_channel(t * on).sum(1) for t in (hidden, pull - hidden))
         factor = common_factor(self.gradients[bias] - rest, shrinking)
         if factor > 0 and abs(factor - 1) > _SAME_SIZE:
             self.memory.sizes[node] = size / factor, times + 1
@@ -229,9 +229,9 @@ class _Walk:
         convolution = self.graph.sources(node)[0]
         source = self.graph.sources(convolution)[0]
         self.passed.add(convolution)
-        dy, name = flattened(pull.value), self._layer_name(convolution)
+        dy, name = by_channel(pull.value), self._layer_name(convolution)
         if source in self.known:
-            delta = layer.derivative(dy, flattened(self.known.rectified(source)))
+            delta = layer.derivative(dy, by_channel(self.known.rectified(source)))
         else:
             equations = len(layer.sent) * layer.sent.shape[2]
             size, _ = self.memory.sizes.get(source, (1.0, 0))
@@ -255,9 +255,9 @@ class _Walk:
                 self._repair(pull, found.odd, layer.told(found.value, rows))
             shape = self.graph.shapes[source]
             self.memory.sizes.setdefault(source, (1.0, 0))
-            self.known.learn(source, unflattened(found.value, shape), unflattened(found.error, shape))
-            delta = layer.derivative(dy, flattened(self.known.rectified(source)))
-        (value,) = derivative(self.graph, convolution, unflattened(delta, self.graph.shapes[convolution]))
+            self.known.learn(source, by_image(found.value, shape), by_image(found.error, shape))
+            delta = layer.derivative(dy, by_channel(self.known.rectified(source)))
+        (value,) = derivative(self.graph, convolution, by_image(delta, self.graph.shapes[convolution]))
         assert value is not None
         self.hidden[source] = self.hidden[source] + value if source in self.hidden else value
         self._add(source, Pull(value))
@@ -285,7 +285,7 @@ class _Walk:
         count = shape[0] * prod(shape[2:])
         if pull.value is None:
             if len(shape) == 4 and pull.open is not None and pull.rectifier is not None:
-                states = active(flattened(pull.open), gradient, where, count)
+                states = active(by_channel(pull.open), gradient, where, count)
                 if states is not None:
                     self._correct(pull.rectifier, torch.ones_like(states[:, 0]), states)
                 edge = "x".join(map(str, self.graph.shapes[node][2:]))
@@ -298,7 +298,7 @@ class _Walk:
         if equations * count > LARGEST:
             self._stop(node, "it has too many equations to solve")
             return
-        found = self._inputs(node, flattened(pull.value), gradient, where, count)
+        found = self._inputs(node, by_channel(pull.value), gradient, where, count)
         if found is None:
             self._stop(node, "its gradient does not determine all of its inputs")
             return
@@ -308,7 +308,7 @@ class _Walk:
         self.residuals[self._layer_name(node)] = found.residual
         if found.odd.any() and pull.open is not None and pull.rectifier is not None:
             self._repair(pull, found.odd, pulls(found.value, gradient[found.odd.nonzero()[:, 0]], where))
-        self.known.learn(source, unflattened(found.value, shape), unflattened(found.error, shape))
+        self.known.learn(source, by_image(found.value, shape), by_image(found.error, shape))
 
     def _pooled(self, node: Node, pull: Tensor) -> None:
         """Recover the inputs of a convolution before an average pooling, and the states of the ReLU between them."""
@@ -335,7 +335,7 @@ class _Walk:
         if told is not None:  # batch norm hides the size of its inputs
             value = value * (size_factor(told, path.layer.convolved(value).var(1)) or 1.0)
         error = torch.full_like(value, found.residual * float(value.square().mean().sqrt()))
-        self.known.learn(path.source, unflattened(value, shape), unflattened(error, shape))
+        self.known.learn(path.source, by_image(value, shape), by_image(error, shape))
 
     def _inputs(self, node: Node, pull: Tensor, gradient: Tensor, where: Tensor, count: int) -> Inputs | None:
         """Return the result of `inputs`, reusing an earlier walk's result for the same pull."""
@@ -360,10 +360,10 @@ class _Walk:
         if told is None:
             return
         rows = odd.nonzero()[:, 0]
-        now, opened = (flattened(t)[rows] for t in (pull.value, pull.open))
+        now, opened = (by_channel(t)[rows] for t in (pull.value, pull.open))
         states = torch.where(opened == 0, now != 0, told / opened > 0.5)
         if (states != (now != 0)).any():
-            whole = torch.zeros_like(flattened(pull.open), dtype=torch.bool)
+            whole = torch.zeros_like(by_channel(pull.open), dtype=torch.bool)
             whole[rows] = states
             self._correct(pull.rectifier, odd, whole)
 

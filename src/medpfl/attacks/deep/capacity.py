@@ -30,7 +30,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.types import Weights
 from medpfl.federated.ready import prepare
 
-__all__ = ["Capacity", "LayerCount", "capacity", "capacity_of", "traced"]
+__all__ = ["Capacity", "LayerCount", "capacity", "capacity_of", "traced_graph"]
 
 _OPS = torch.ops.aten
 
@@ -70,7 +70,7 @@ class Capacity:
         return self.separates is not None
 
 
-def traced(model: nn.Module, image_shape: tuple[int, ...], mode: Literal["train", "eval"]) -> Graph:
+def traced_graph(model: nn.Module, image_shape: tuple[int, ...], mode: Literal["train", "eval"]) -> Graph:
     """Return the graph that `capacity_of` counts in.
 
     Args:
@@ -104,11 +104,11 @@ def capacity(
     Raises:
         InputError: the model's operations cannot be listed, or there are no images.
     """
-    return capacity_of(traced(model, image_shape, mode), images, mode, moved)
+    return capacity_of(traced_graph(model, image_shape, mode), images, mode, moved)
 
 
 def capacity_of(graph: Graph, images: int, mode: str = "train", moved: bool = False) -> Capacity:
-    """Return the same as `capacity` for a graph from `traced`, which serves all batch sizes.
+    """Return the same as `capacity` for a graph from `traced_graph`, which serves all batch sizes.
 
     Raises:
         InputError: there are no images.

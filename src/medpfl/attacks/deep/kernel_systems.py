@@ -24,7 +24,8 @@ __all__ = [
     "SPARE_EQUATIONS",
     "Inputs",
     "active",
-    "flattened",
+    "by_channel",
+    "by_image",
     "geometry_of",
     "inputs",
     "is_plain",
@@ -34,7 +35,6 @@ __all__ = [
     "places_of",
     "pulls",
     "system_of",
-    "unflattened",
 ]
 
 SPARE_EQUATIONS = 1.1
@@ -223,13 +223,13 @@ def active(pull: Tensor, gradient: Tensor, where: Tensor, count: int) -> Tensor 
     return told > told.amax(0) / 2
 
 
-def flattened(values: Tensor) -> Tensor:
+def by_channel(values: Tensor) -> Tensor:
     """Return values (N, C, ...) as (C, D), with the positions of all images in turn."""
     return values.transpose(0, 1).flatten(1)
 
 
-def unflattened(values: Tensor, shape: torch.Size) -> Tensor:
-    """Return values (C, D) in a shape (N, C, ...): the inverse of `flattened`."""
+def by_image(values: Tensor, shape: torch.Size) -> Tensor:
+    """Return values (C, D) in a shape (N, C, ...): the inverse of `by_channel`."""
     return values.view(shape[1], shape[0], *shape[2:]).transpose(0, 1)
 
 

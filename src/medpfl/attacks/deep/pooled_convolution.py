@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.grad import conv2d_input
 
-from medpfl.attacks.deep.kernel_systems import flattened, system_of, unflattened
+from medpfl.attacks.deep.kernel_systems import by_channel, by_image, system_of
 from medpfl.attacks.deep.normalized_convolution import NormalizedConvolution
 
 __all__ = ["SPARE_STATES", "PooledConvolution", "PooledInputs"]
@@ -69,13 +69,11 @@ class PooledInputs(NamedTuple):
         value: (C, D) inputs.
         states: (O, L) which outputs the ReLU passed.
         residual: relative residual of the gradient's equations.
-        turns: number of turns.
     """
 
     value: Tensor
     states: Tensor
     residual: float
-    turns: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,20 +132,20 @@ class PooledConvolution:
 
     def convolved(self, x: Tensor) -> Tensor:
         """Return the convolution's outputs (O, L) for inputs (C, D), without its bias."""
-        return flattened(functional.conv2d(unflattened(x, self.shape), self.kernel, None, **self.geometry))
+        return by_channel(functional.conv2d(by_image(x, self.shape), self.kernel, None, **self.geometry))
 
     def transposed(self, y: Tensor) -> Tensor:
         """Return the transpose of `convolved`, applied to (O, L)."""
-        own = unflattened(y, self.outputs)
-        return flattened(conv2d_input(self.shape, self.kernel, own, **self.geometry))  # type: ignore[arg-type]
+        own = by_image(y, self.outputs)
+        return by_channel(conv2d_input(self.shape, self.kernel, own, **self.geometry))  # type: ignore[arg-type]
 
     def pooled(self, y: Tensor) -> Tensor:
         """Return the pooled values of (O, L)."""
-        return flattened(self.pool(unflattened(y, self.outputs)))
+        return by_channel(self.pool(by_image(y, self.outputs)))
 
     def spreaded(self, pooled: Tensor, like: torch.Size) -> Tensor:
-        """Return the transpose of `pooled`, applied to values that are flattened from shape `like`."""
-        return flattened(self.spread(unflattened(pooled, like)))
+        """Return the transpose of `pooled`, applied to values whose shape was `like` before `by_channel`."""
+        return by_channel(self.spread(by_image(pooled, like)))
 
     def solve(self, pooled: Tensor, pull: Tensor) -> PooledInputs | None:
         """Return the inputs; ``None`` if the turns do not settle.
@@ -156,16 +154,16 @@ class PooledConvolution:
             pooled: (N, O, h, w) values behind the pooling.
             pull: (N, O, h, w) the loss's derivative with respect to them.
         """
-        turns = _Turns(self, flattened(pooled), flattened(pull), pooled.shape)
+        turns = _Turns(self, by_channel(pooled), by_channel(pull), pooled.shape)
         states, z, still = turns.possible, None, 0
-        for k in range(_TURNS):
+        for _ in range(_TURNS):
             new = turns.solve(states)
             z = new if z is None else z + _STEP * (new - z)
             before, states = states, turns.states(z)
             still = still + 1 if torch.equal(before, states) else 0
             if still >= _STILL and torch.equal(states, turns.states(new)):
                 x = turns.settled(states)
-                return PooledInputs(x, states, turns.residual, k + 1)
+                return PooledInputs(x, states, turns.residual)
         return None
 
 
@@ -254,9 +252,9 @@ class _Turns:
         if none.any():
             lack = self.layer.spreaded(none.to(z), self.like) > 0
             sizes = tuple(round(a / b) for a, b in zip(self.layer.outputs[2:], self.like[2:], strict=True))
-            high = functional.max_pool2d(unflattened(z, self.layer.outputs), sizes, ceil_mode=True)
+            high = functional.max_pool2d(by_image(z, self.layer.outputs), sizes, ceil_mode=True)
             wide = functional.interpolate(high, size=self.layer.outputs[2:], mode="nearest")
-            on = on | (lack & (z >= flattened(wide)))
+            on = on | (lack & (z >= by_channel(wide)))
         if self.layer.summed is not None:
             self.good = self._corrected(on, z)
         return on

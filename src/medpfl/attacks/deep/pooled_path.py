@@ -12,7 +12,7 @@ from torch.func import vjp
 from torch.fx import Node
 
 from medpfl.attacks.deep.graph import RECTIFIERS, Graph
-from medpfl.attacks.deep.kernel_systems import LAYERS, flattened, geometry_of, is_plain, kernels, places_of
+from medpfl.attacks.deep.kernel_systems import LAYERS, by_channel, geometry_of, is_plain, kernels, places_of
 from medpfl.attacks.deep.normalized_convolution import NormalizedConvolution, normalized_layer
 from medpfl.attacks.deep.passing import is_scaled
 from medpfl.attacks.deep.pooled_convolution import PooledConvolution
@@ -64,7 +64,7 @@ def pooled_path(graph: Graph, pool: Node, gradients: Tensors) -> PooledPath | No
         most=most,
         summed=_summed(graph, route, scale, gradients),
         normal=layer,
-        start=None if layer is None else flattened(_made_up(graph, source)),
+        start=None if layer is None else by_channel(_made_up(graph, source)),
     )
     return PooledPath(source, node, route.rectifier, found)
 

@@ -28,7 +28,7 @@ from torch.nn import functional
 
 from medpfl.attacks.deep.entrances import MOVED, NO_ENTRANCE, NO_FACTORS, Entrance, entrances
 from medpfl.attacks.deep.graph import Graph, layer_name
-from medpfl.attacks.deep.kernel_systems import LAYERS, flattened, inputs, kernels, places_of, unflattened
+from medpfl.attacks.deep.kernel_systems import LAYERS, by_channel, by_image, inputs, kernels, places_of
 from medpfl.attacks.deep.sources import Sources, separate
 from medpfl.attacks.deep.switches import Head, States, separate_states
 from medpfl.attacks.deep.walk_state import Start
@@ -250,10 +250,10 @@ class _Reading:
         """Return the inputs (N, C, H, W) by least squares over the whole kernel."""
         shape = torch.Size([self.images, *self.graph.shapes[self.entrance.node][1:]])
         where = places_of(self.graph, self.entrance.layer, self.images)
-        found = inputs(flattened(delta), self.sent, where, self.images * self.entrance.positions)
+        found = inputs(by_channel(delta), self.sent, where, self.images * self.entrance.positions)
         if found is None:
             raise InputError("its gradient does not determine all of its inputs")
-        value = unflattened(found.value, shape)
+        value = by_image(found.value, shape)
         most = value.flatten(1).amax(1).view(-1, *[1] * (value.ndim - 1))
         return torch.where(value > _DEAD * most, value, 0.0)
 

@@ -14,7 +14,7 @@ from medpfl.attacks.deep.kernel_systems import Inputs
 from medpfl.attacks.deep.normalized_convolution import SolvedInputs
 from medpfl.attacks.deep.pooled_convolution import PooledInputs
 
-__all__ = ["Corrected", "Memory", "Peeled", "Pull", "Start", "compared"]
+__all__ = ["Corrected", "Memory", "Peeled", "Pull", "Start", "reconciled"]
 
 _MARGIN = 4.0
 """Ratio of the stated bound on errors to the largest difference between two readings."""
@@ -121,7 +121,7 @@ class Memory:
     pooled: dict[Node, tuple[Tensor, Tensor, PooledInputs | None]] = field(default_factory=dict)
 
 
-def compared(graph: Graph, read: Peeled) -> Peeled:
+def reconciled(graph: Graph, read: Peeled) -> Peeled:
     """Return recovered values, compared with those that follow from the earliest of them by running the model.
 
     The two come from different gradients, so their difference shows errors that a residual does not. A strided

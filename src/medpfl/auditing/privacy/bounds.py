@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from medpfl.auditing.defense_parts import at_client, counted_parts
+from medpfl.auditing.defense_parts import at_client
 from medpfl.auditing.privacy.epsilon import ROUNDS, private_parts, uncovered_statistics
 from medpfl.auditing.records.recorded import behind
 from medpfl.auditing.scenario import Scenario
@@ -18,10 +18,9 @@ from medpfl.auditing.scoring import Scorer
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.privacy.tradeoff import Mechanism, tightest
-from medpfl.core.roles import Defense
+from medpfl.core.roles import Defense, promising_parts
 from medpfl.core.user_code.strangers import explained
-from medpfl.judging.types import Bound, Cell, Mark
-from medpfl.judging.types import Mechanism as Shown
+from medpfl.judging.types import Bound, Cell, Mark, StatedMechanism
 from medpfl.metrics.no_prior import no_prior_guess
 from medpfl.metrics.pixel import SUCCESS, ssim
 from medpfl.runs.environment import generator_of
@@ -51,7 +50,7 @@ def bounds_of(scenario: Scenario, scorer: Scorer) -> dict[str, dict[str, Any]]:
 
 
 def _entry(whole: Defense, scenario: Scenario, scorer: Scorer) -> dict[str, Any]:
-    known = counted_parts(whole)
+    known = promising_parts(whole)
     entry: dict[str, Any] = {"rounds": ROUNDS, "gap": None, "curve": []}
     if uncovered_statistics(whole, scenario.network(0), scenario.plan):
         return {**entry, "gap": "the noise does not cover the batch-norm statistics that clients send"}
@@ -141,7 +140,7 @@ def _bound(cell: Cell, entry: Mapping[str, Any]) -> Bound:
     return replace(
         bound,
         mechanisms=tuple(
-            Shown(unit=one["unit"], noise=one["noise"], rate=one["rate"], steps=one["steps"])
+            StatedMechanism(unit=one["unit"], noise=one["noise"], rate=one["rate"], steps=one["steps"])
             for one in entry["mechanisms"]
         ),
         no_prior=entry["no_prior"],

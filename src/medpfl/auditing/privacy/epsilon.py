@@ -8,12 +8,12 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from medpfl.auditing.defense_parts import at_client, counted_parts, parts_of
+from medpfl.auditing.defense_parts import at_client
 from medpfl.auditing.records.recorded import behind
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.privacy.accountant import Epsilon
-from medpfl.core.roles import Defense
+from medpfl.core.roles import Defense, parts_of, promising_parts
 from medpfl.core.user_code.strangers import explained
 
 __all__ = ["ROUNDS", "has_statistics", "private_parts", "spent", "uncovered_statistics"]
@@ -56,8 +56,8 @@ def spent(defenses: Sequence[Defense], plan: Plan, delta: float, network: nn.Mod
         whole = at_client(behind(defense))
         texts = _accounts(whole, plan, network)
         if private := private_parts(whole):
-            counted = counted_parts(whole)
-            lines = [_line(part, plan, delta) if part in counted else _disturbed(part) for part in private]
+            holding = promising_parts(whole)
+            lines = [_line(part, plan, delta) if part in holding else _disturbed(part) for part in private]
             texts.insert(0, _UNCOVERED if uncovered_statistics(whole, network, plan) else "; ".join(lines))
         if texts:
             found[repr(defense)] = "; ".join(texts)

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from medpfl.auditing.defense_parts import at_client, parts_of
+from medpfl.auditing.defense_parts import at_client
 from medpfl.auditing.probe.plays import STAND_IN, PartPlayer, Play, Stage, Unusable, apart, disclosed, draw_seed
 from medpfl.auditing.probe.residuals import HIDDEN, Residual, hidden, is_identity, noise_told, repeated, same
 from medpfl.auditing.records.recorded import behind
 from medpfl.core.plan import Plan
-from medpfl.core.roles import Defense
+from medpfl.core.roles import Defense, parts_of
 from medpfl.core.types import Batch, Channel, Tensors
 
 __all__ = ["Disclosure", "probe"]

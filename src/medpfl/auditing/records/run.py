@@ -35,10 +35,10 @@ from medpfl.core.errors import InputError
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.groups import Criteria, Reading, Run, Victims
 from medpfl.core.experiments.settings import Json
+from medpfl.core.experiments.signatures import taking
 from medpfl.core.messages import say
 from medpfl.core.records.record import Record
 from medpfl.core.roles import NO_DEFENSE, Attack, DataSource, Defense, Model
-from medpfl.core.signatures import taking
 from medpfl.core.threat import HONEST, ThreatModel
 from medpfl.data.images import LabelledImages
 from medpfl.data.partition import IID
@@ -54,7 +54,7 @@ from medpfl.runs.outlook import Outlook
 from medpfl.runs.pulse import pulsing
 from medpfl.runs.study_key import study_index
 
-__all__ = ["RecordCase", "RecordOptions", "audit_record", "options_in"]
+__all__ = ["RecordCase", "RecordOptions", "audit_record", "record_options"]
 
 
 @dataclass(frozen=True)
@@ -79,17 +79,16 @@ class RecordOptions:
         return {one.name: getattr(self, one.name) for one in fields(RecordOptions)}
 
 
-def options_in(experiment: Experiment) -> dict[str, Any]:
+def record_options(experiment: Experiment) -> dict[str, Any]:
     """Return the options by name, as an experiment gives them in strings and numbers."""
-    asked = experiment
     return RecordOptions(
-        asked.model,
-        attacks=asked.attack,
-        defenses=asked.defense,
-        threat=asked.threat,
-        reading=asked.victims,
-        criteria=asked.criteria,
-        run=asked.run,
+        experiment.model,
+        attacks=experiment.attack,
+        defenses=experiment.defense,
+        threat=experiment.threat,
+        reading=experiment.victims,
+        criteria=experiment.criteria,
+        run=experiment.run,
     ).options()
 
 

@@ -11,7 +11,7 @@ from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.groups import Criteria, Run, Victims
 from medpfl.core.experiments.options import again, group, option
 from medpfl.core.experiments.training import Training
-from medpfl.core.yaml_files import read_text
+from medpfl.core.experiments.yaml_files import read_text
 
 __all__ = ["RECOMMENDED", "RECOMMENDED_FILE", "Frontier", "is_recommendation"]
 

@@ -37,7 +37,9 @@ def put(path: Path, key: str, about: Mapping[str, Any], tensors: Mapping[str, Te
 
 
 def holds(path: Path, key: str) -> bool:
-    """Return True if a file's header contains a key."""
+    """Return True if a path is a file whose header contains a key."""
+    if not path.is_file():  # opening a named pipe would block
+        return False
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))

@@ -49,7 +49,7 @@ class Masked:
     @staticmethod
     def is_one(path: Path) -> bool:
         """Return True if a file's header says that it holds a masked message."""
-        return path.is_file() and holds(path, MASKED)
+        return holds(path, MASKED)
 
     @classmethod
     def load(cls, path: str | Path) -> Masked:

@@ -83,7 +83,7 @@ class Truth:
     @staticmethod
     def is_one(path: Path) -> bool:
         """Return True if a file's header says that it holds a truth."""
-        return path.is_file() and holds(path, TRUTH)
+        return holds(path, TRUTH)
 
     @classmethod
     def load(cls, path: str | Path) -> Truth:

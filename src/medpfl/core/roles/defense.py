@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from medpfl.core.roles.moments import Sums
     from medpfl.core.types import Batch, Channel, Tensors, Update
 
-__all__ = ["NO_DEFENSE", "Composed", "Defense", "NoDefense"]
+__all__ = ["NO_DEFENSE", "Composed", "Defense", "NoDefense", "parts_of", "promising_parts"]
 
 
 class Defense(Moments):
@@ -34,7 +34,7 @@ class Defense(Moments):
 
     def __or__(self, other: Defense) -> Defense:
         """Compose: this defense, then the other."""
-        return Composed((*_parts(self), *_parts(other)))
+        return Composed((*parts_of(self), *parts_of(other)))
 
 
 @dataclass(frozen=True, repr=False)
@@ -46,8 +46,19 @@ NO_DEFENSE: Defense = NoDefense()
 """The undefended control."""
 
 
-def _parts(defense: Defense) -> tuple[Defense, ...]:
+def parts_of(defense: Defense) -> tuple[Defense, ...]:
+    """Return a composed defense's parts; any other defense is its own only part."""
     return defense.parts if isinstance(defense, Composed) else (defense,)
+
+
+def promising_parts(defense: Defense) -> tuple[Defense, ...]:
+    """Return the differentially private parts whose promises hold.
+
+    A part that acts on gradients keeps its promise only if no other part changes the model, the batch or the gradients.
+    """
+    parts = parts_of(defense)
+    inside = [part for part in parts if any(map(part.acts, ("model", "batch", "gradient")))]
+    return tuple(p for p in parts if p.unit is not None and (not p.acts("gradient") or inside == [p]))
 
 
 @dataclass(frozen=True, repr=False)
@@ -147,25 +158,13 @@ class Composed(Defense):
         return found[0] if found else NO_DEFENSE
 
     @property
-    def counted(self) -> tuple[Defense, ...]:
-        """The parts whose privacy promises hold.
-
-        A part that acts on gradients counts only if no other part changes the model, the batch or the gradients.
-        """
-        inside = [part for part in self.parts if any(map(part.acts, ("model", "batch", "gradient")))]
-        return tuple(part for part in self.parts if not part.acts("gradient") or inside == [part])
-
-    def _promising(self) -> list[Defense]:
-        return [part for part in self.counted if part.unit is not None]
-
-    @property
     def unit(self) -> Unit | None:  # type: ignore[override]  (a field elsewhere)
-        """The privacy unit of all promises that count; ``None`` if none does.
+        """The privacy unit of all promises that hold; ``None`` if none does.
 
         Raises:
             InputError: they protect several units; `promises` states each.
         """
-        found: list[Unit | None] = [*dict.fromkeys(part.unit for part in self._promising())]
+        found: list[Unit | None] = [*dict.fromkeys(part.unit for part in promising_parts(self))]
         if len(found) > 1:
             raise InputError(
                 f"{self!r} promises something for several units ({', '.join(map(str, found))}): ask a part"
@@ -174,29 +173,29 @@ class Composed(Defense):
 
     @property
     def covers_buffers(self) -> bool:  # type: ignore[override]  (a field elsewhere)
-        """True if every promise that counts also holds for batch-norm statistics that are sent."""
-        found = [part.covers_buffers for part in self._promising()]
+        """True if every promise that holds also covers batch-norm statistics that are sent."""
+        found = [part.covers_buffers for part in promising_parts(self)]
         return bool(found) and all(found)
 
     def mechanism(self, plan: Plan, rounds: int) -> Mechanism | None:
-        """Return the Gaussian mechanism of the part whose promise counts; ``None`` if there is none.
+        """Return the Gaussian mechanism of the part whose promise holds; ``None`` if there is none.
 
         Raises:
             InputError: several parts have one. Each holds by itself, so ask a part.
         """
-        known = [one for part in self._promising() if (one := part.mechanism(plan, rounds)) is not None]
+        known = [one for part in promising_parts(self) if (one := part.mechanism(plan, rounds)) is not None]
         if len(known) > 1:
             raise InputError(f"{self!r} has {len(known)} mechanisms, and each holds by itself: ask a part")
         return known[0] if known else None
 
     def spent(self, plan: Plan, rounds: int, delta: float) -> Epsilon | float | None:
-        """Return the smallest epsilon of the promises that count; ``None`` if there is none.
+        """Return the smallest epsilon of the promises that hold; ``None`` if there is none.
 
         Raises:
             InputError: as for a part; or the promises protect several units (`unit`).
         """
         _ = self.unit
-        known = [one for part in self._promising() if (one := part.spent(plan, rounds, delta)) is not None]
+        known = [one for part in promising_parts(self) if (one := part.spent(plan, rounds, delta)) is not None]
         return min(known, key=lambda one: one if isinstance(one, int | float) else one.value, default=None)
 
     def account(self, size: int, rounds: int) -> str:
@@ -204,8 +203,8 @@ class Composed(Defense):
         return "; ".join(text for part in self.parts if (text := part.account(size, rounds)))
 
     def promises(self, plan: Plan, rounds: int, delta: float) -> dict[Unit, float]:
-        """Return, for each privacy unit, the smallest epsilon promised by a part that counts (`counted`)."""
-        known = [part.promises(plan, rounds, delta) for part in self.counted]
+        """Return, for each privacy unit, the smallest epsilon that a part promises (`promising_parts`)."""
+        known = [part.promises(plan, rounds, delta) for part in promising_parts(self)]
         found: dict[Unit, float] = {}
         for unit in UNITS:
             if own := [one[unit] for one in known if unit in one]:

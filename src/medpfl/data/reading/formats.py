@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["counted", "ignored", "is_text", "kinds_of", "of_other_formats"]
+from medpfl.core.messages import counted
+
+__all__ = ["ignored", "is_text", "kinds_of", "of_other_formats"]
 
 _TEXTS = frozenset(
     {
@@ -57,12 +59,3 @@ def kinds_of(files: Sequence[Path]) -> str:
     kinds = Counter("without a suffix" if not s else s if len(s) <= _LONGEST_SUFFIX else "others" for s in suffixes)
     shown = [f"{count} {kind}" for kind, count in kinds.most_common(_SHOWN)]
     return ", ".join(shown) + ", ..." * (len(kinds) > _SHOWN)
-
-
-def counted(count: int, noun: str) -> str:
-    """Return a number with its noun, plural if needed.
-
-    >>> counted(1, "file"), counted(2, "file")
-    ('1 file', '2 files')
-    """
-    return f"{count} {noun}" + "s" * (count != 1)

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError, listed
+from medpfl.core.messages import counted
 from medpfl.data import nifti
-from medpfl.data.reading import dicom_headers as dicom_files
+from medpfl.data.reading import dicom_headers
 from medpfl.data.reading.decode import decode
 from medpfl.data.reading.dicom_headers import is_dicom, list_dicom
 from medpfl.data.reading.dicom_pixels import dicom_frames
-from medpfl.data.reading.formats import counted, of_other_formats
+from medpfl.data.reading.formats import of_other_formats
 from medpfl.data.reading.listing import files_in, is_image, printable
 from medpfl.data.reading.masks import read_mask
 from medpfl.data.reading.volumes import PLANES, Volume, read_labels, read_volume, slice_of, stack_of, upright_shape
@@ -136,13 +137,13 @@ def is_volume(file: Path) -> bool:
 
 
 def _dicom(file: Path) -> bool:
-    return file.suffix.lower() in dicom_files.SUFFIXES or is_dicom(file)
+    return file.suffix.lower() in dicom_headers.SUFFIXES or is_dicom(file)
 
 
 def _name(file: Path, root: Path) -> str:
     """Return the path relative to the folder without the suffix; DICOM files are often named by numbers with dots."""
     name = file.relative_to(root).as_posix()
-    known = (*nifti.SUFFIXES, file.suffix) if is_image(file.name) or is_volume(file) else dicom_files.SUFFIXES
+    known = (*nifti.SUFFIXES, file.suffix) if is_image(file.name) or is_volume(file) else dicom_headers.SUFFIXES
     return next((name[: -len(end)] for end in sorted(known, key=len)[::-1] if name.lower().endswith(end.lower())), name)
 
 

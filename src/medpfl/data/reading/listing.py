@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from medpfl.core.errors import InputError, private
+from medpfl.core.messages import counted
 from medpfl.data.reading.decode import SUFFIXES, pillow_quiet, reason
 from medpfl.data.reading.file_labels import Place, label_files, labels_given
-from medpfl.data.reading.formats import counted, ignored, kinds_of, of_other_formats
+from medpfl.data.reading.formats import ignored, kinds_of, of_other_formats
 from medpfl.data.reading.masks_among_images import is_mask_picture, without_masks
 from medpfl.data.reading.nested import check_no_masks, check_one_set
 

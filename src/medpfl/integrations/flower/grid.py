@@ -22,7 +22,7 @@ from medpfl.core.records.masked import Masked
 from medpfl.core.records.origin import Source
 from medpfl.core.records.steps import Steps
 from medpfl.integrations.flower.messages import count_of, is_training, round_of, state_in, trained_weights
-from medpfl.recording.record import UpdateFacts, keep, make_record, source_of
+from medpfl.recording.record import UpdateFacts, keep, make_record, origin_of
 
 __all__ = ["RecordingGrid"]
 
@@ -121,7 +121,7 @@ class RecordingGrid(Grid):
             return
         place = self.folder / self._sites.setdefault(reply.metadata.src_node_id, f"site-{len(self._sites) + 1}")
         try:
-            source = source_of("Flower", ["flwr"], asked.round, "server")
+            source = origin_of("Flower", ["flwr"], asked.round, "server")
             if _SECAGG in reply.content.config_records:
                 self._write_masked(reply, asked, source, place)
             else:

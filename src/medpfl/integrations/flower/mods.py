@@ -116,7 +116,7 @@ class Record:
                 classes=self.classes,
                 defense=" | ".join(one.defense for one in inner[::-1] if isinstance(one, Defend)) or None,
                 pixels=self.pixels,
-                source=recording.source_of("Flower", ["flwr"], number),
+                source=recording.origin_of("Flower", ["flwr"], number),
                 filters=[_named(one, norm) for one in inner[::-1] if not isinstance(one, Record)],
             ),
         )

@@ -171,7 +171,7 @@ class Recorder(_TaskFilter):
             facts=recording.UpdateFacts(
                 classes=self.classes,
                 defense=" | ".join(defenses) or None,
-                source=recording.source_of("NVIDIA FLARE", ["nvflare"], task.round, "server" if server else "client"),
+                source=recording.origin_of("NVIDIA FLARE", ["nvflare"], task.round, "server" if server else "client"),
                 filters=acted,
             ),
         )

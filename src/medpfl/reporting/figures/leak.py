@@ -10,13 +10,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from medpfl.core.messages import counted
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.judging.types import READ, RECOGNIZED, Cell
 from medpfl.reporting.figures.selection import cell_rows
 from medpfl.reporting.figures.svg import COLORS, inline
 from medpfl.reporting.phrases import Cells
 from medpfl.reporting.tables import Whole, with_unions
-from medpfl.reporting.words import attacker, counted, known, label, percent, percents, shorten, similarity
+from medpfl.reporting.words import attacker, known, label, percent, percents, shorten, similarity
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

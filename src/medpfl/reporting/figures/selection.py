@@ -7,9 +7,10 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from medpfl.core.experiments.limits import plain_ascii
+from medpfl.core.messages import counted
 from medpfl.core.verdicts import RANDOM_UPDATE
 from medpfl.judging.types import Cell
-from medpfl.reporting.words import counted, known, label
+from medpfl.reporting.words import known, label
 
 if TYPE_CHECKING:
     from medpfl.core.types import Finding

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from medpfl.core.experiments.settings import Settings
+from medpfl.core.messages import counted
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
 from medpfl.judging.types import Cell, Union
 from medpfl.reporting.flags import FLAGS
 from medpfl.reporting.page.limits import attacks_to_add
 from medpfl.reporting.phrases import Cells, easier, grouped, hits, images_needed, reason, trials
-from medpfl.reporting.words import brief, counted, known, model_argument, percents, share
+from medpfl.reporting.words import brief, known, model_argument, percents, share
 
 __all__ = ["QUESTION", "Answer", "Bar", "Step", "answered", "bars"]
 

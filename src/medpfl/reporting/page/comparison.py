@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from medpfl.core.atomic_files import as_csv, write
 from medpfl.core.experiments.settings import Settings
+from medpfl.core.messages import counted
 from medpfl.core.verdicts import INCONCLUSIVE
 from medpfl.judging.types import Rate
 from medpfl.reporting.facts import facts
@@ -18,7 +19,7 @@ from medpfl.reporting.page.maker import maker
 from medpfl.reporting.page.rendering import rendered
 from medpfl.reporting.phrases import Cells, extent, grouped, hits
 from medpfl.reporting.tables import with_unions
-from medpfl.reporting.words import DASH, counted, label
+from medpfl.reporting.words import DASH, label
 
 if TYPE_CHECKING:
     from medpfl.core.types import Finding

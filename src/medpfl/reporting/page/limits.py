@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from medpfl.core.experiments.settings import Settings
+from medpfl.core.messages import counted
 from medpfl.core.verdicts import LEAKS, RECORDED, UNDEFENDED
 from medpfl.reporting.phrases import Cells
-from medpfl.reporting.words import brief, counted, label
+from medpfl.reporting.words import brief, label
 
 __all__ = ["Limit", "attacks_to_add", "not_shown"]
 

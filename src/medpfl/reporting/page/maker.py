@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from medpfl.core.experiments.settings import Json
-from medpfl.reporting.words import counted
+from medpfl.core.messages import counted
 
 __all__ = ["maker"]
 

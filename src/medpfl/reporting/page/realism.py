@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from medpfl.core.atomic_files import write
 from medpfl.core.experiments.settings import Json
+from medpfl.core.messages import counted
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.judging.dependence import ENDS, STAYS, UNCLEAR, WEAKER, fate_of, rate_by
 from medpfl.judging.types import READ, Rate, Union
@@ -18,7 +19,7 @@ from medpfl.reporting.page.answer import Step
 from medpfl.reporting.phrases import Cells, bounded, counts, reason
 from medpfl.reporting.tables import SHORT
 from medpfl.reporting.verdict import MARKS
-from medpfl.reporting.words import DASH, between, counted, model_argument, number, percent, percents, signed
+from medpfl.reporting.words import DASH, between, model_argument, number, percent, percents, signed
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -10,7 +10,7 @@ import pytest
 
 import medpfl
 from medpfl.auditing.records.run import RecordOptions
-from medpfl.core.signatures import taking
+from medpfl.core.experiments.signatures import taking
 
 
 @dataclass(frozen=True)
