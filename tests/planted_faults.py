@@ -95,6 +95,13 @@ FAULTS = [
         "judging",
     ),
     Fault(
+        "an attack that ignores the disclosure counts as adaptive",
+        "judging/summary.py",
+        "return bool(untold) and told == untold",
+        "return False",
+        "judging",
+    ),
+    Fault(
         "guesses compared as they are",
         "auditing/scoring.py",
         "distances(guess.clamp(0, 1), ",

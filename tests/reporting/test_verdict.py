@@ -267,6 +267,7 @@ def test_every_flag_is_explained():
         "control-failed",
         "control-low",
         "control-weak",
+        "disclosure-unused",
         "incomplete",
         "masked-vector",
         "misdisclosed",

@@ -272,7 +272,22 @@ def _reason(key: _Key, tested: Mapping[_Key, Tested], found: _Rows, context: Con
         return control
     if key in context.gaps:
         return "incomplete"
-    return context.reason(defense, knows) or control or ("out-of-budget" if out_of_budget(found.cells[key]) else None)
+    ignored = "disclosure-unused" if context.informed(defense, knows) and _ignores_disclosure(key, found) else None
+    return context.reason(defense, knows) or ignored or control or ("out-of-budget" if out_of_budget(found.cells[key]) else None)
+
+
+def _ignores_disclosure(key: _Key, found: _Rows) -> bool:
+    """Return True if an attack that was told what the defense discloses made the guesses that it made without.
+
+    Both get the same random numbers, so that only what the attack was told can make a difference.
+    """
+    naive = found.cells.get((*key[:2], False), ())
+    told, untold = ({_place(row): row.scores for row in rows} for rows in (found.cells[key], naive))
+    return bool(untold) and told == untold
+
+
+def _place(row: Finding) -> tuple[int, int, int, int]:
+    return row.draw, row.stack, row.victim, row.position
 
 
 def _masked_leaks(key: _Key, found: _Rows) -> bool:

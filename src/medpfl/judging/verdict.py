@@ -135,6 +135,7 @@ def doubts_of(rows: Sequence[Finding], cell: Tested, reason: str | None) -> list
         "control-low": failed and reason == "control-low",
         "control-weak": failed and reason == "control-weak",
         "naive-attack": failed and reason == "naive-attack",
+        "disclosure-unused": failed and reason == "disclosure-unused",
         "undisclosed": failed and reason == "undisclosed",
         "misdisclosed": failed and reason == "misdisclosed",
         "prior-only": bool(own) and failed and not _beats_baselines(own, cell.numbers),

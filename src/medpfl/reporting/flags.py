@@ -66,6 +66,11 @@ FLAGS = {
         "An attacker who knows the defense may succeed where this one failed. "
         "Audit again without --naive, so that adaptive attacks run too.",
     ),
+    "disclosure-unused": Flag(
+        "the attack failed with the defense, and made the same guesses with and without what the defense discloses",
+        "An attack that uses the disclosure may succeed where this one failed. "
+        "Leave out --attack, or run Posterior or iDLG, which use it.",
+    ),
     "prior-only": Flag(
         "the guesses are no better than the mean image, the nearest other image, or the same attack on a random update",
         "The resemblance comes from what such images have in common, not from the update. "
