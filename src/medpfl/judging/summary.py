@@ -273,7 +273,12 @@ def _reason(key: _Key, tested: Mapping[_Key, Tested], found: _Rows, context: Con
     if key in context.gaps:
         return "incomplete"
     ignored = "disclosure-unused" if context.informed(defense, knows) and _ignores_disclosure(key, found) else None
-    return context.reason(defense, knows) or ignored or control or ("out-of-budget" if out_of_budget(found.cells[key]) else None)
+    return (
+        context.reason(defense, knows)
+        or ignored
+        or control
+        or ("out-of-budget" if out_of_budget(found.cells[key]) else None)
+    )
 
 
 def _ignores_disclosure(key: _Key, found: _Rows) -> bool:

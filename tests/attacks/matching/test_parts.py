@@ -94,6 +94,24 @@ def test_cosine_of_the_tensors_of_largest_norm_leaves_the_others_out():
         Cosine(top=-1)
 
 
+def test_a_cosine_leaves_out_coordinates_whose_error_may_be_as_large_as_their_value():
+    fake, sent = updates(0), updates(1)
+    sent["a"][0] = 0.0
+    bounds = {"a": torch.zeros_like(sent["a"]), "b": sent["b"].abs() / 2}
+    bounds["a"][0] = 0.7  # pruned below this threshold
+    bounds["b"][0] = sent["b"][0].abs()
+    kept = [torch.cat([u["a"][1:].flatten(), u["b"][1:]]) for u in (fake, sent)]
+    value, direction = distance(Cosine(), fake, sent, None, bounds)
+    assert value.item() == pytest.approx(1 - torch.cosine_similarity(*kept, dim=0).item())
+    assert not direction["a"][0].any()
+    assert not direction["b"][0].any()
+    exact = {k: torch.zeros_like(v) for k, v in sent.items()}
+    assert distance(Cosine(), fake, sent, None, exact)[0] == distance(Cosine(), fake, sent)[0]
+    precise = distance(Cosine(), fake, sent, positive(3), bounds)[1]
+    assert not precise["a"][0].any()
+    assert precise["a"][1:].all()
+
+
 def test_the_length_of_many_numbers_keeps_its_digits():
     fake = {"a": torch.rand(1500, 1500, generator=torch.Generator().manual_seed(0))}
     value, _ = distance(Cosine(), fake, fake)

@@ -126,7 +126,8 @@ def _reliability(precision: Tensor, sent: Tensor) -> Tensor:
 class Cosine(Objective):
     """One minus the cosine between the updates (Geiping et al. 2020, arXiv:2003.14053, eq. 4).
 
-    Bounds are not used: in an angle, no coordinate is free within an interval.
+    In an angle, no coordinate is free within an interval. A coordinate whose error may be as large as its value, such as
+    one that was not sent, has no known direction and is left out.
 
     Attributes:
         scope: ``'global'``: one cosine for the whole updates, as in the paper. ``'layer'``: the mean of the tensors'
@@ -147,6 +148,9 @@ class Cosine(Objective):
     def prepare(self, sent: Target) -> Target:
         """Return the sent directions, of length 1 in the precision's metric, and each tensor's share of the value."""
         update, precision = sent["sent"], sent.get("precision")
+        if "bounds" in sent:
+            certain = {k: ((bound == 0) | (bound < update[k].abs())).to(bound) for k, bound in sent["bounds"].items()}
+            precision = certain if precision is None else {k: t * precision[k] for k, t in certain.items()}
         if 0 < self.top < len(update):
             kept = _of_largest_norm(update, self.top)
             precision = kept if precision is None else {k: t * precision[k] for k, t in kept.items()}
