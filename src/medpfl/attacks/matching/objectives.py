@@ -126,8 +126,8 @@ def _reliability(precision: Tensor, sent: Tensor) -> Tensor:
 class Cosine(Objective):
     """One minus the cosine between the updates (Geiping et al. 2020, arXiv:2003.14053, eq. 4).
 
-    In an angle, no coordinate is free within an interval. A coordinate whose error may be as large as its value, such as
-    one that was not sent, has no known direction and is left out.
+    In an angle, no coordinate is free within an interval. A coordinate whose error may be as large as its value has no
+    known direction, and is left out: such as one that was not sent.
 
     Attributes:
         scope: ``'global'``: one cosine for the whole updates, as in the paper. ``'layer'``: the mean of the tensors'
