@@ -47,7 +47,7 @@ CHOSEN = {
     "chance": 0.5,
 }
 SETTINGS: dict[str, Any] = {
-    "judged": "test", "images_per_update": 1, "round": 0, "seeds": 1, "notes": ["a <i>note</i>"],
+    "judged": "test", "images_per_update": 1, "batch_size": 1, "round": 0, "seeds": 1, "notes": ["a <i>note</i>"],
     "experiment": {"model": "M"}, "versions": {"medpfl": "1"},
 }  # fmt: skip
 
@@ -134,6 +134,8 @@ def test_what_the_intervals_are_of_is_said():
     assert "for one training. Its interval covers the choice of images only" in how_to_read(SETTINGS)[2]
     assert "the mean over 3 seeds with Student's interval" in how_to_read({**SETTINGS, "seeds": 3})[2]
     assert "on the untrained model" in how_to_read(SETTINGS)[0]
+    assert "favors DPSGD" not in how_to_read(SETTINGS)[0]
+    assert "a gradient averages up to 32 images" in how_to_read({**SETTINGS, "batch_size": 32})[0]
     assert (
         "of 4 images each, on the model after round 5"
         in how_to_read({**SETTINGS, "round": 5, "images_per_update": 4})[0]

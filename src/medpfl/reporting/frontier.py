@@ -227,11 +227,17 @@ def how_to_read(settings: Json) -> list[str]:
     """Return notes on what was attacked, how the numbers compare, and how accuracy was scored."""
     count, number_of = settings["images_per_update"], settings["round"]
     of = "1 image" if count == 1 else f"{count} images"
+    batch, larger = settings["batch_size"], ""
+    if batch > count:
+        larger = (
+            f" In the trainings, a gradient averages up to {batch} images: noise of a fixed scale hides one image more "
+            "there than here, while DPSGD's noise shrinks with the batch. So this comparison favors DPSGD."
+        )
     model = f"the model after round {number_of} of each training" if number_of else "the untrained model (round 0)"
     return [
         f"We attacked updates of {of} each, on {model}. Updates from the training itself were not attacked. They hold "
         "all of a client's images (or --local-images) and usually leak less; test larger updates with "
-        "--images-per-update.",
+        f"--images-per-update.{larger}",
         "For each setting, the strongest attack counts, naive or adaptive. The figures compare point estimates. A "
         "limit is met only if the upper end of the 95 % interval for all attacks together is within it.",
         f"Accuracy is balanced accuracy on the {settings['judged']} images after the last round, "

@@ -144,6 +144,7 @@ def _settings(found: Found, name: str) -> dict[str, Any]:
         "judged": name,
         "round": identity["round"],
         "images_per_update": identity["images_per_update"],
+        "batch_size": identity["batch_size"],
         "seeds": identity["seeds"],
     }
 
