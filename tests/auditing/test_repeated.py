@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import dataclass, replace
 from importlib import import_module
 
 import pytest
+import torch
 
-from medpfl import InputError
-from tests.auditing.audit_cases import draw_folder, plain, tiny
+from medpfl import Attack, Defense, InputError
+from tests.auditing.audit_cases import Answers, draw_folder, plain, tiny
 
 pytestmark = pytest.mark.slow
 
@@ -175,3 +177,31 @@ def test_the_standard_attack_keeps_the_budget_of_the_run(folder, tmp_path, worke
     worked.clear()
     same(tiny(folder, minutes=5.0, **options), first)
     assert worked == []
+
+
+@dataclass(frozen=True, repr=False)
+class Careless(Attack):
+    """An attack that draws from torch's global generator."""
+
+    def __call__(self, seen, generator):
+        return replace(Answers()(seen, generator), guesses=torch.rand(len(seen), seen.num_images, *seen.image_shape))
+
+
+@dataclass(frozen=True, repr=False)
+class CarelessNoise(Defense):
+    """A defense that draws from torch's global generator."""
+
+    def update(self, update, state, generator):
+        return replace(update, tensors={k: t + torch.randn_like(t) for k, t in update.tensors.items()}), state
+
+
+def test_parts_that_draw_from_a_global_generator_give_the_same_rows_again(folder):
+    def rows(**options):
+        torch.manual_seed(len(options))  # whatever else drew before
+        return plain(
+            tiny(folder, attacks=[Careless(), "iDLG(steps=2)"], defenses=[CarelessNoise()], **options).rows, "image"
+        )
+
+    first = rows()
+    assert rows(draws=1) == first
+    assert len({row["scores"]["ssim"] for row in first if "Careless" in row["attack"]}) > 2

@@ -14,6 +14,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense
 from medpfl.core.types import Update
+from medpfl.core.user_code.global_draws import seeded
 from medpfl.federated.client import ClientRound
 
 __all__ = ["Group", "Sum", "aggregates", "check_sum", "decrypts", "masks", "one_masked", "staying", "summed"]
@@ -58,7 +59,8 @@ def staying(defense: Defense, clients: int) -> int:
 
 def summed(defense: Defense, group: Group, rounds: Sequence[ClientRound], generator: torch.Generator) -> Sum:
     """Sum the updates of a group of clients with the defense."""
-    exchange = at_client(defense).exchange([played.sent for played in rounds], generator)
+    with seeded(generator):
+        exchange = at_client(defense).exchange([played.sent for played in rounds], generator)
     stayed = [i for i in range(len(rounds)) if i not in exchange.dropped]
     return Sum(exchange, [rounds[i] for i in stayed], torch.cat([group[i][1] for i in stayed]))
 

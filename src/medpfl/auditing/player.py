@@ -25,6 +25,7 @@ from medpfl.core.roles import NO_DEFENSE, Attack, Defense, State
 from medpfl.core.threat import ThreatModel
 from medpfl.core.trace import tracing
 from medpfl.core.types import Batch, Finding, Reconstruction, Tensors, Update, Weights
+from medpfl.core.user_code.global_draws import seeded
 from medpfl.core.verdicts import MASKED, RANDOM_UPDATE
 from medpfl.federated.client import ClientRound, client_round
 from medpfl.federated.ready import prepare
@@ -246,7 +247,7 @@ class Player:
         place = [job.stack, *([job.first] if job.first else [])]
         generator = generator_of(_PUBLIC, "attack", job.key.attack, job.draw, *place)
         most = _ITERATES if self.scenario.criteria.iterates else 0
-        with explained(f"{job.key.attack} cannot attack this model"), tracing(most):
+        with explained(f"{job.key.attack} cannot attack this model"), tracing(most), seeded(generator):
             guess = attack(seen, generator)
         check_reconstruction(guess, seen, job.key.attack)
         return guess

@@ -13,6 +13,7 @@ from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense, State
 from medpfl.core.types import Batch, Tensors, Update, Weights
+from medpfl.core.user_code.global_draws import seeded
 from medpfl.federated.draws import Draws, draw
 from medpfl.federated.local import joined, local_update
 
@@ -65,30 +66,31 @@ def client_round(
         InputError: if images are out of range, or the batch does not fit the plan.
     """
     _check(batch, plan)
-    batch, state = defense.batch(batch, state, generator)
-    draws = draw(model, batch, plan, generator) if draws is None else draws
+    with seeded(generator):
+        batch, state = defense.batch(batch, state, generator)
+        draws = draw(model, batch, plan, generator) if draws is None else draws
 
-    def total(parts: Iterator[Tensors]) -> Tensors:
-        nonlocal state
-        made = defense.summed(parts, state, generator)
-        if made is None:
-            whole, state = defense.gradient(joined(parts), state, generator)
-            return {name: each.sum(0) for name, each in whole.items()}
-        sums, state = made
-        return sums
+        def total(parts: Iterator[Tensors]) -> Tensors:
+            nonlocal state
+            made = defense.summed(parts, state, generator)
+            if made is None:
+                whole, state = defense.gradient(joined(parts), state, generator)
+                return {name: each.sum(0) for name, each in whole.items()}
+            sums, state = made
+            return sums
 
-    raw = local_update(
-        model,
-        batch,
-        plan,
-        weights,
-        draws,
-        total=total if defense.acts("gradient") else None,
-        buffers="buffers" in plan.sends,
-    )
-    before = None if raw.buffers is None else weights.buffers
-    raw = replace(raw, num_samples=len(batch) if "num_samples" in plan.sends else None, buffers_before=before)
-    sent, state = checked_sent(defense.update(raw, state, generator), defense, raw)
+        raw = local_update(
+            model,
+            batch,
+            plan,
+            weights,
+            draws,
+            total=total if defense.acts("gradient") else None,
+            buffers="buffers" in plan.sends,
+        )
+        before = None if raw.buffers is None else weights.buffers
+        raw = replace(raw, num_samples=len(batch) if "num_samples" in plan.sends else None, buffers_before=before)
+        sent, state = checked_sent(defense.update(raw, state, generator), defense, raw)
     return ClientRound(batch, draws, raw, sent, state)
 
 

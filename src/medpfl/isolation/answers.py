@@ -20,6 +20,7 @@ from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, Defense, Model
 from medpfl.core.trace import tracing
 from medpfl.core.types import Weights
+from medpfl.core.user_code.global_draws import seeded
 from medpfl.core.user_code.modules import own_line, own_modules, quoted
 from medpfl.core.user_code.sources import modules_of
 from medpfl.core.user_code.strangers import reason
@@ -131,7 +132,7 @@ class Answers:
         seen = observation(network, received, self._defense(scene["told"]))
         generator = torch.Generator()
         generator.set_state(state)
-        with tracing(head["most"]), progress.listening(_Says(self.pipe)):
+        with tracing(head["most"]), progress.listening(_Says(self.pipe)), seeded(generator):
             made = self._named(request)(seen, generator)
         return told_reconstruction(made)
 
