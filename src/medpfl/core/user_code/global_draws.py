@@ -27,7 +27,7 @@ def seeded(generator: torch.Generator) -> Iterator[None]:
     seed = int(torch.randint(2**32, (), generator=copy))  # NumPy takes no larger one
     python, numpy = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         np.random.seed(seed)
         random.seed(seed)
         try:
