@@ -5,6 +5,8 @@ TORCH ?= torch==2.14.1 torchvision==0.29.1
 BIN := .venv/bin
 READY := .venv/.ready
 EXTRAS := .venv-extras/bin
+# Bytecode is kept, also where the environment forbids it: tests start many programs, and each would compile the package.
+export PYTHONDONTWRITEBYTECODE :=
 # The ten slowest tests are printed.
 PYTEST := pytest -n 2 --durations 10
 

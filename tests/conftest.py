@@ -54,6 +54,20 @@ def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def charts() -> None:
+    """Draw the charts of pages, in spite of `no_charts_else`."""
+
+
+@pytest.fixture(autouse=True)
+def no_charts_else(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave charts out, which take most of the time of a page, except for tests of pages or of all that is written."""
+    if "charts" not in request.fixturenames:
+        from tests.auditing.audit_cases import without_charts
+
+        without_charts(monkeypatch)
+
+
+@pytest.fixture
 def pages() -> None:
     """Draw pages in spite of `no_pages_else`."""
 
@@ -75,6 +89,24 @@ def no_probes(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """Suppose that searches take no time, except for tests that ask for `probes`: one takes as long as an audit."""
     if "probes" not in request.fixturenames:
         monkeypatch.setattr("medpfl.auditing.forecast.costs._of_steps", lambda *_: 0.01)
+
+
+@pytest.fixture
+def other_attacks() -> None:
+    """Check the attacks that an audit leaves out, in spite of `no_other_attacks`."""
+
+
+@pytest.fixture(autouse=True)
+def no_other_attacks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Suppose that an audit leaves out no attack that accepts the model: checking takes a tenth of a small audit."""
+    if "other_attacks" not in request.fixturenames:
+        monkeypatch.setattr("medpfl.auditing.feasibility.Feasibility._accepted", ())
+
+
+@pytest.fixture(autouse=True)
+def no_waits_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Do not wait until files are on the disk: killed processes lose nothing by it, and no test cuts the power."""
+    monkeypatch.setattr("os.fsync", lambda _: None)
 
 
 @pytest.fixture(autouse=True)
@@ -119,6 +151,11 @@ def ctrl_c() -> Iterator[Callable[[], None]]:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield lambda: signal.raise_signal(signal.SIGINT)
     signal.signal(signal.SIGINT, before)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests in this folder itself, of whole programs: the longest must not be the last."""
+    items.sort(key=lambda item: item.path.parent != Path(__file__).parent)
 
 
 def pytest_collection_finish() -> None:

@@ -35,8 +35,10 @@ NOISE = "LaplaceNoise(scale={}, relative='layer')"
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
-    """A small meter in a run directory."""
-    return flat(realism, data=some_images(12), out=tmp_path_factory.mktemp("runs") / "r", **TINY)
+    """A small meter in a run directory, without the pages of the audits inside, which other tests read."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("medpfl.reporting.write_pages", lambda *_: [])
+        return flat(realism, data=some_images(12), out=tmp_path_factory.mktemp("runs") / "r", **TINY)
 
 
 def case(data=None, threads=1, **options):

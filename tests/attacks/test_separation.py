@@ -240,7 +240,7 @@ def test_images_are_read_and_labels_with_them(mode, algorithm):
     shown = varied(4).view(1, 4, 1, 12, 12)
     labels = torch.tensor([[0, 1, 2, 0]])
     seen = scene(built(width=80, last=True), shown, labels, Plan(algorithm, batch_size=4, mode=mode))
-    guess = Separation()(seen, torch.Generator().manual_seed(0))
+    guess = Separation(steps=100)(seen, torch.Generator().manual_seed(0))
     assert guess.labels is not None
     distances = torch.cdist(guess.guesses[0].flatten(1), shown[0].flatten(1))
     order = distances.argmin(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from medpfl.attacks import RGAP, WorstCase, worst_case
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
+from medpfl.core.roles import Defense
 from medpfl.core.threat import ThreatModel
 from medpfl.core.trace import tracing
 from medpfl.core.types import Observation, Reconstruction
@@ -31,6 +33,13 @@ def convolutional(**options) -> Observation:
     return scene(ConvNet(width=4, depth=2).build((1, 12, 12), 3, 0), IMAGES, LABELS, Plan(), **options)
 
 
+@cache
+def searched(defense: Defense | None) -> tuple[Observation, Reconstruction]:
+    """Return an observation under a defense that is known, and what a short search finds."""
+    seen = convolutional(defense=defense, threat=GRANTED)
+    return seen, WorstCase(evaluations=120)(seen, generator())
+
+
 def test_a_solved_update_is_not_searched():
     seen = scene(tiny(), IMAGES, LABELS, Plan())
     found = WorstCase()(seen, generator())
@@ -43,15 +52,13 @@ def test_a_solved_update_is_not_searched():
 @pytest.mark.slow
 @pytest.mark.parametrize("defense", [None, LaplaceNoise(1e-3), TopK(0.5)])
 def test_searches_keep_the_budget(defense):
-    seen = convolutional(defense=defense, threat=GRANTED)
-    found = WorstCase(evaluations=120)(seen, generator())
+    _, found = searched(defense)
     assert ((found.evaluations > 60) & (found.evaluations <= 1.2 * 120)).all()
 
 
 @pytest.mark.slow
 def test_the_guess_is_the_first_candidate_and_the_likeliest():
-    seen = convolutional()
-    found = WorstCase(evaluations=100)(seen, generator())
+    seen, found = searched(None)
     assert found.candidates is not None
     assert found.candidates.shape == (3, 2, 1, 1, 12, 12), "Posterior, and iDLG from its guess"
     assert torch.equal(found.candidates[:, 0], found.guesses)

@@ -48,7 +48,7 @@ def marked_file(path: Path, number: int, broken: bool = False) -> None:
 
 
 @pytest.fixture
-def marked(tmp_path: Path) -> Path:
+def marked(tmp_path: Path, charts: None) -> Path:
     root = tmp_path / f"{MARK}-hospital" / f"{MARK}-set"
     lines = ["file,label,note"]
     for number in range(6):

@@ -31,7 +31,7 @@ from medpfl.runs.study_key import class_names
 from medpfl.tradeoff.run import remake
 from medpfl.training.report import reread_training
 from medpfl.training.state_files import unpacked
-from tests.auditing.audit_cases import some_images, tiny, without_charts
+from tests.auditing.audit_cases import some_images, tiny
 from tests.training.training_cases import small
 
 CALLS = (
@@ -171,14 +171,7 @@ def test_records(hostile, tmp_path):
         assert seen == []
 
 
-@pytest.fixture
-def no_charts(monkeypatch):
-    """Leave the charts out of pages; matplotlib is no reader of specs."""
-    without_charts(monkeypatch)
-
-
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_charts")
 def test_directories_of_trainings(hostile, tmp_path):
     out = tmp_path / "runs" / "t"
     small(out=out, rounds=1)
@@ -194,7 +187,6 @@ def test_directories_of_trainings(hostile, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("no_charts")
 def test_directories_of_audits(hostile, tmp_path):
     out = tmp_path / "runs" / "a"
     tiny(some_images(8), images=1, out=out)

@@ -26,7 +26,7 @@ CLASSES = f"{MARK}-Anna", f"{MARK}-Bert"
 
 
 @pytest.fixture
-def marked(tmp_path: Path) -> Path:
+def marked(tmp_path: Path, charts: None) -> Path:
     """Create class folders in which everything is marked; four files cannot be read."""
     root = draw_folder(tmp_path / f"{MARK}-hospital" / f"{MARK}-set", dict.fromkeys(CLASSES, 3))
     lines = ["file,patient_id,name,note"]

@@ -37,6 +37,8 @@ from tests.flat import flat
 ONE = {"attacks": ["iDLG(steps=2)"], "images": 2}
 """Two jobs of two rows: the control, and the attack."""
 
+pytestmark = pytest.mark.usefixtures("charts")
+
 SUFFIXES = {".lock", ".json", ".jsonl", ".html"}
 
 

@@ -84,7 +84,7 @@ def fits(part, plan):
     return part != "encoder" or plan.endswith("eval")
 
 
-pytestmark = pytest.mark.usefixtures("no_pages")
+pytestmark = pytest.mark.usefixtures("no_pages", "other_attacks")
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ def contents(out):
 
 
 @pytest.mark.slow
-def test_the_pages_are_the_same_to_the_byte(run):
+def test_the_pages_are_the_same_to_the_byte(run, charts):
     out, first = run
     before = contents(out)
     second = reread(out)

@@ -484,7 +484,7 @@ def test_the_real_demo_can_be_built():
 
 
 @pytest.mark.slow
-def test_report_makes_the_same_pages(run, folder, tmp_path):
+def test_report_makes_the_same_pages(run, folder, tmp_path, charts):
     out = tmp_path / "runs" / "a"
     first = run("audit", folder, *TINY, "--defense", "LaplaceNoise", "--out", out)[1]
     pages = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}

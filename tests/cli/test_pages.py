@@ -13,6 +13,8 @@ from medpfl.cli import main
 from medpfl.core.errors import InputError
 from tests.reporting.browser import needs_chromium, pages_in
 
+pytestmark = pytest.mark.usefixtures("charts")
+
 TINY = ["--model", "LeNet('idlg')", "--attack", "iDLG(steps=3)", "--images", "3", "--quiet"]
 
 

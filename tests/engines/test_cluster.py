@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,24 +52,38 @@ class Reporting:
         return number
 
 
-@pytest.fixture
-def nodes(monkeypatch):
+@contextmanager
+def two_nodes() -> Iterator[Any]:
     """Start a head and a second node, each with one core, as separate programs on this machine."""
     from ray.cluster_utils import Cluster as Nodes
 
     started = Nodes(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     started.add_node(num_cpus=1)
-    monkeypatch.setenv("RAY_ADDRESS", started.address)
-    yield started
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", started.address)
+        yield started
     started.shutdown()
 
 
-def test_a_killed_node_and_killed_workers_lose_no_task(nodes, tmp_path):
+@pytest.fixture
+def nodes_to_kill():
+    with two_nodes() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """Start two nodes once, for all tests that kill none: they take seconds to start."""
+    with two_nodes() as started:
+        yield started
+
+
+def test_a_killed_node_and_killed_workers_lose_no_task(nodes_to_kill, tmp_path):
     watched = []
     for place, result in Cluster(None).results(Slow(tmp_path), list(range(10))):
         watched.append((place, result))
         if len(watched) == 1:
-            nodes.remove_node(next(iter(nodes.worker_nodes)), allow_graceful=False)
+            nodes_to_kill.remove_node(next(iter(nodes_to_kill.worker_nodes)), allow_graceful=False)
         if len(watched) == 4:
             os.kill(
                 int(max(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime).name.partition("-")[2]),
@@ -75,7 +92,8 @@ def test_a_killed_node_and_killed_workers_lose_no_task(nodes, tmp_path):
     assert sorted(watched) == [(number, number) for number in range(10)]
 
 
-def test_rows_are_those_of_this_process(nodes, tmp_path):
+@pytest.mark.usefixtures("nodes")
+def test_rows_are_those_of_this_process(tmp_path):
     def rows(run):
         report = medpfl.audit(
             "LeNet('idlg')", some_images(8), attacks=["iDLG(steps=3)"], victims=Victims(images=4, size=16),
@@ -90,7 +108,8 @@ def test_rows_are_those_of_this_process(nodes, tmp_path):
     assert ray.startswith("ray, ")
 
 
-def test_progress_within_a_task_is_seen(nodes, tmp_path):
+@pytest.mark.usefixtures("nodes")
+def test_progress_within_a_task_is_seen(tmp_path):
     class Seeing(Watch):
         def report(self, place, share, said=str):
             seen.append((place, share))
@@ -101,7 +120,8 @@ def test_progress_within_a_task_is_seen(nodes, tmp_path):
     assert seen[0] == (0, 0.5)
 
 
-def test_the_rows_of_a_federations_records_are_those_of_this_process(nodes, tmp_path):
+@pytest.mark.usefixtures("nodes")
+def test_the_rows_of_a_federations_records_are_those_of_this_process(tmp_path):
     federation(tmp_path / "received", rounds=(1,))
     found = []
     for engine in (None, "ray"):
@@ -114,7 +134,8 @@ def test_the_rows_of_a_federations_records_are_those_of_this_process(nodes, tmp_
     assert len(here) == 2
 
 
-def test_other_versions_in_a_worker_are_refused(nodes, tmp_path, monkeypatch):
+@pytest.mark.usefixtures("nodes")
+def test_other_versions_in_a_worker_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(cluster, "version_of", lambda name: "0.0")
     with pytest.raises(InputError, match=r"a worker of the cluster has medpfl .* in place of 0.0 and torch"):
         list(Cluster(None).results(Slow(tmp_path), [1]))

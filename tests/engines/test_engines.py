@@ -30,7 +30,6 @@ ENGINES = {
     "inline": Inline,
     "one": lambda: Processes(1),
     "two": lambda: Processes(2),
-    "ray": lambda: engine_of(Run(engine="ray", workers=2)),
 }
 HERE = ["inline", "one", "two"]
 
@@ -85,28 +84,43 @@ def engines(names, mark=pytest.mark.slow):
     )
 
 
+@pytest.fixture(scope="module")
+def ray_crew(tmp_path_factory):
+    """Start one Ray cluster of this machine for all tests of squares: it and its workers take seconds to start."""
+    with engine_of(Run(engine="ray", workers=2)).crew(Square(tmp_path_factory.mktemp("squares"))) as crew:
+        yield crew
+
+
+@pytest.fixture
+def squares(name, tmp_path, request):
+    """Return a function that lets an engine square the numbers of a list, with an optional watch."""
+    if name == "ray":
+        return request.getfixturevalue("ray_crew").results
+    return partial(ENGINES[name]().results, Square(tmp_path))
+
+
 @engines([*HERE, "ray"])
-def test_every_task_has_its_result(name, tmp_path):
+def test_every_task_has_its_result(squares):
     watch = Noted()
-    assert dict(ENGINES[name]().results(Square(tmp_path), [3, 4, 5], watch)) == {0: 9, 1: 16, 2: 25}
+    assert dict(squares([3, 4, 5], watch)) == {0: 9, 1: 16, 2: 25}
     assert sorted(watch.begun) == sorted(watch.ended) == [0, 1, 2]
 
 
 @engines([*HERE, "ray"])
-def test_nothing_to_do_is_done(name, tmp_path):
-    assert list(ENGINES[name]().results(Square(tmp_path), [])) == []
+def test_nothing_to_do_is_done(squares):
+    assert list(squares([])) == []
 
 
 @engines([*HERE, "ray"])
-def test_what_the_work_raises_is_raised_here(name, tmp_path):
+def test_what_the_work_raises_is_raised_here(squares):
     with pytest.raises(InputError, match="-1 has no square here"):
-        dict(ENGINES[name]().results(Square(tmp_path), [-1, 3]))
+        dict(squares([-1, 3]))
 
 
 @engines([*HERE, "ray"])
-def test_a_task_is_replaced_once_the_caller_goes_on(name, tmp_path):
+def test_a_task_is_replaced_once_the_caller_goes_on(squares):
     watch, kept, tasks = Noted(), list[tuple[int, int]](), [3, -4, 5]
-    for place, result in ENGINES[name]().results(Square(tmp_path), tasks, watch):
+    for place, result in squares(tasks, watch):
         if isinstance(result, Again):
             assert (place, result.task) == (1, 4)
             assert place not in watch.ended
@@ -118,15 +132,15 @@ def test_a_task_is_replaced_once_the_caller_goes_on(name, tmp_path):
 
 
 @engines(["one", "two", "ray"])
-def test_a_task_whose_worker_ends_is_tried_again(name, tmp_path):
+def test_a_task_whose_worker_ends_is_tried_again(squares):
     watch = Noted()
-    assert dict(ENGINES[name]().results(Square(tmp_path), [3, -2, 5, 6], watch)) == {0: 9, 1: 4, 2: 25, 3: 36}
+    assert dict(squares([3, -2, 5, 6], watch)) == {0: 9, 1: 4, 2: 25, 3: 36}
     assert sorted(watch.begun) == sorted(watch.ended) == [0, 1, 2, 3]
 
 
 @engines(["one", "two", "ray"])
-def test_a_task_whose_worker_ends_each_time_is_lost_alone(name, tmp_path):
-    found = dict(ENGINES[name]().results(Square(tmp_path), [3, -3, 5]))
+def test_a_task_whose_worker_ends_each_time_is_lost_alone(name, squares):
+    found = dict(squares([3, -3, 5]))
     lost = found.pop(1)
     assert isinstance(lost, Lost)
     assert "worker" in lost.why
@@ -291,4 +305,4 @@ def test_ray_is_needed_only_if_it_is_asked_for(monkeypatch):
 def test_a_cluster_that_is_not_there_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(InputError, match=r"the cluster at RAY_ADDRESS=127.0.0.1:1 cannot be used: .*ray start --head"):
-        dict(ENGINES["ray"]().results(Square(tmp_path), [1]))
+        dict(engine_of(Run(engine="ray", workers=2)).results(Square(tmp_path), [1]))

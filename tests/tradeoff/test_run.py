@@ -30,7 +30,8 @@ from medpfl.training.store import read_rounds
 from tests.processes import start
 from tests.tradeoff.frontier_cases import SMALL, draw, small
 
-pytestmark = pytest.mark.slow  # they share a fixture that takes seconds
+# They share a fixture that takes seconds; some compare its page.
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("charts")]
 
 SPECS = ["NoDefense()", "GaussianNoise(scale=0.001)", "GaussianNoise(scale=10)", "TopK(keep=0.5)"]
 FILES = {"frontier.json", "frontier.csv", "frontier.html"}

@@ -40,7 +40,7 @@ def run(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_table_two_sentences_and_a_page(run, pictures, tmp_path):
+def test_a_table_two_sentences_and_a_page(run, pictures, tmp_path, charts):
     out = tmp_path / "runs" / "a"
     status, shown, err = run("train", pictures, *TINY, "--out", out)
     assert (status, err) == (0, "training of MLP((6,)) with your data: 2 rounds of FedAvg, no defense\n")

@@ -1,11 +1,13 @@
 """Label counts of batches, from the last layer's gradient."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from medpfl.attacks.label_counts import clients
 from medpfl.attacks.label_counts.clients import Head, made_up
 from medpfl.attacks.label_counts.evidence import Gradient, best_counts, classes_of, counts_of, rounded
 from medpfl.attacks.label_counts.phantoms import phantoms
@@ -182,6 +184,20 @@ def test_phantoms_are_images(shape):
     assert 0 <= made.min() <= made.max() <= 1
     again = phantoms(shape, 4, 3, torch.Generator().manual_seed(0))
     assert torch.equal(made, again)
+
+
+def test_small_phantoms_are_drawn_once_and_no_attack_changes_those_of_the_next(monkeypatch):
+    asked = []
+    monkeypatch.setattr(clients, "phantoms", lambda *given: asked.append(given) or phantoms(*given))
+    monkeypatch.setattr(clients, "_KEPT", 64 * 4 * 12**2)
+    clients._drawn.cache_clear()
+    for side, draws in ((12, 1), (13, 2)):
+        seen = SimpleNamespace(auxiliary=None, image_shape=(1, side, side))
+        clients._images(seen, 64, 4).zero_()
+        expected = phantoms((1, side, side), 64, 4, torch.Generator().manual_seed(0))
+        assert torch.equal(clients._images(seen, 64, 4), expected)
+        assert len(asked) == draws
+        asked.clear()
 
 
 def test_phantoms_of_a_family_are_alike():

@@ -6,6 +6,8 @@ The images are phantoms, or auxiliary images where the attacker has them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,9 @@ _FAMILIES_MIXED, _MOST_MIXED = 32, 32
 
 _ENOUGH = 32
 """Number of auxiliary images from which on they take the place of phantoms."""
+
+_KEPT = 2**22
+"""Most numbers in phantoms that are kept for the next attack, 16 MiB."""
 
 _COMPONENTS = 6
 """Principal components of the inputs, besides the mean and the last layer's own directions."""
@@ -73,7 +78,7 @@ def made_up(seen: Observation, head: Head, parameters: Tensors) -> Clients | Non
     count, each = _FAMILIES, _EACH
     if mixes:
         count, each = _FAMILIES_MIXED, max(2, min(seen.views[0].plans[0].batch_size, _MOST_MIXED))
-    images = _images(seen, count, each, torch.Generator().manual_seed(0))
+    images = _images(seen, count, each)
     inputs, logits = _run(seen, head, parameters, images.to(parameters[head.weight]), mixes)
     rows = parameters[head.weight].flatten(1).double().cpu()
     if not _is_head(inputs, logits, rows, 0 if head.bias is None else parameters[head.bias].double().cpu()):
@@ -92,12 +97,21 @@ def made_up(seen: Observation, head: Head, parameters: Tensors) -> Clients | Non
     )
 
 
-def _images(seen: Observation, families: int, each: int, generator: torch.Generator) -> Tensor:
-    """Return phantoms (families, each, C, H, W), or draws from the attacker's own images if there are enough."""
-    own = seen.auxiliary
-    if own is None or len(own) < _ENOUGH:
-        return phantoms(seen.image_shape, families, each, generator)
-    return own.cpu()[torch.randint(len(own), (families, each), generator=generator)]
+def _images(seen: Observation, families: int, each: int) -> Tensor:
+    """Return phantoms (families, each, C, H, W), or draws from the attacker's own images if there are enough.
+
+    They are the same for each attack on such images.
+    """
+    own, shape = seen.auxiliary, seen.image_shape
+    if own is not None and len(own) >= _ENOUGH:
+        return own.cpu()[torch.randint(len(own), (families, each), generator=torch.Generator().manual_seed(0))]
+    drawn = _drawn if families * each * prod(shape) <= _KEPT else _drawn.__wrapped__
+    return drawn(shape, families, each).clone()  # a model may change what it is given
+
+
+@lru_cache(maxsize=4)
+def _drawn(shape: tuple[int, ...], families: int, each: int) -> Tensor:
+    return phantoms(shape, families, each, torch.Generator().manual_seed(0))
 
 
 def contrasts(classes: int) -> Tensor:
