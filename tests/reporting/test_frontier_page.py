@@ -130,6 +130,14 @@ def test_every_other_state_recommends_nothing(more, words):
     assert "Recommended under" not in said
 
 
+def test_the_reason_for_an_inconclusive_verdict_is_said():
+    bare, first, *rest = POINTS
+    unused = {**first, "verdict": "inconclusive", "flags": ["not-converged", "disclosure-unused"]}
+    chosen = {**CHOSEN, "defense": None, "state": "none", "inconclusive": [first["defense"]]}
+    said = sentences([bare, unused, *rest], chosen, SETTINGS)[1]
+    assert "(these attacks failed, but they made no use of what the defense discloses)" in said
+
+
 def test_what_the_intervals_are_of_is_said():
     assert "for one training. Its interval covers the choice of images only" in how_to_read(SETTINGS)[2]
     assert "the mean over 3 seeds with Student's interval" in how_to_read({**SETTINGS, "seeds": 3})[2]

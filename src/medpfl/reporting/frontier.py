@@ -10,7 +10,7 @@ from medpfl.core.atomic_files import write
 from medpfl.core.experiments.settings import Json
 from medpfl.reporting.figures.bounds import bound_section
 from medpfl.reporting.figures.frontier import NAMES, frontier_figure
-from medpfl.reporting.phrases import trials
+from medpfl.reporting.phrases import REASONS, trials
 from medpfl.reporting.verdict import MARKS
 from medpfl.reporting.words import DASH, epsilons, known, label, number, percent, percents, similarity
 
@@ -71,7 +71,7 @@ def _advice(points: Mapping[str, Point], chosen: Json) -> str:
     if chosen["state"] == "none":
         return (
             f"Nothing is recommended: no setting meets {limit} at the upper end of the 95 % interval for all attacks "
-            f"together{_left(chosen)}."
+            f"together{_left(points, chosen)}."
         )
     best = points[chosen["defense"]]
     bound = f" (epsilon {epsilons(best['epsilon'], ' and ', ' for one {}')})" if best["epsilon"] else ""
@@ -89,9 +89,11 @@ _WHYS = {"inconclusive": "the verdict is inconclusive", "leaking": "its own audi
 """Reasons to leave out a setting that meets the limits."""
 
 
-def _left(chosen: Json) -> str:
+def _left(points: Mapping[str, Point], chosen: Json) -> str:
     found = [f"{', '.join(map(label, chosen[key]))} would, but {why}" for key, why in _WHYS.items() if chosen[key]]
-    return "".join(f"; {text}" for text in found)
+    flags = {flag for spec in chosen["inconclusive"] for flag in points[spec]["flags"]}
+    reason = next((f" ({why})" for flag, why in REASONS.items() if flag in flags), "")
+    return "".join(f"; {text}{reason if 'inconclusive' in text else ''}" for text in found)
 
 
 def _beside(chosen: Json) -> str:
