@@ -539,13 +539,10 @@ def test_networks_that_cannot_be_audited(folder):
             super().__init__()
             self.requires_grad_(False)
 
-    class Lazy(nn.Module):
+    class Lazy(Net):
         def __init__(self):
             super().__init__()
-            self.last = nn.LazyLinear(2)
-
-        def forward(self, x):
-            return self.last(x.flatten(1))
+            self.idle = nn.LazyLinear(2)
 
     class Pair(Net):
         def forward(self, x):
@@ -575,7 +572,7 @@ def test_networks_that_cannot_be_audited(folder):
     for network, message in [
         (Frozen(), "no trainable parameter"),
         (nn.Flatten(), "no trainable parameter"),
-        (Lazy(), "lazy layers"),
+        (Lazy(), "does not use its lazy layers idle"),
         (Pair(), r"must return logits of shape \(1, classes\), but it returned tuple"),
         (Flat(), r"must return logits of shape \(1, classes\), but it returned \(2,\)"),
         (Net(1), "the model has 1 outputs for 2 classes"),
