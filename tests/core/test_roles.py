@@ -445,3 +445,10 @@ def test_metrics_clamp_their_guess_unless_they_are_legacy():
     assert (repr(new), new.__name__, new.__doc__) == ("level", "level", "Return the guess's mean.")
     with pytest.raises(dataclasses.FrozenInstanceError):
         new.unit = ""
+
+
+def test_a_metric_says_what_it_must_state():
+    bare = (lambda: metric(lambda guess, truth: guess), metric, lambda: metric(unit=""), lambda: metric(leak="lower"))
+    for wrong in (*bare, lambda: metric(unit="", leak="more")):
+        with pytest.raises(InputError, match=r'write @metric\(unit="", leak="higher"\)'):
+            wrong()

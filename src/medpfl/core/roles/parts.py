@@ -135,7 +135,26 @@ class Metric:
 
 
 def metric(
-    *, unit: str, leak: Literal["higher", "lower"], data_range: float = 1.0, legacy: bool = False
+    function: object = None,
+    /,
+    *,
+    unit: str | None = None,
+    leak: Literal["higher", "lower"] | None = None,
+    data_range: float = 1.0,
+    legacy: bool = False,
 ) -> Callable[[Callable[[Tensor, Tensor], Tensor]], Metric]:
-    """Turn a function into a `Metric` (decorator)."""
+    """Turn a function into a `Metric` (decorator).
+
+    Args:
+        function: nothing; a function here means that the brackets are missing.
+        unit, leak, data_range, legacy: as in `Metric`; the first two must be stated.
+
+    Raises:
+        InputError: `unit` or `leak` is missing, or `leak` is neither word.
+    """
+    if function is not None or unit is None or leak not in ("higher", "lower"):
+        raise InputError(
+            "a metric states its unit and the direction that means a larger leak: write "
+            '@metric(unit="", leak="higher") (or leak="lower") above the function'
+        )
     return lambda function: Metric(function, unit, leak, data_range, legacy)
