@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from torch import nn
 from medpfl import Cohort, InputError, Plan, Reading
 from medpfl.attacks import DLG, iDLG
 from medpfl.auditing.defense_parts import at_client, server_only, server_side
-from medpfl.core.roles import Defense
+from medpfl.core.roles import Attack, Defense
 from medpfl.data.partition import IID, Dirichlet
 from medpfl.defenses import GaussianNoise, LaplaceNoise, NoDefense
 from medpfl.inputs.network import check_network
@@ -108,6 +110,15 @@ def test_a_data_source_of_ones_own_is_named_by_its_place(tmp_path):
     assert not names_a_source(str(folder)), "an existing folder is a folder"
 
 
+def test_an_attack_that_cannot_be_called_is_refused_at_once():
+    @dataclass(frozen=True, repr=False)
+    class Mute(Attack):
+        """It lacks what its role needs."""
+
+    with pytest.raises(InputError, match=r"the class Mute does not define __call__\(self, seen, generator\)"):
+        attacks_of([Mute()])
+
+
 def test_partitions():
     assert partition_of("Dirichlet(alpha=0.1)") == Dirichlet(0.1)
     assert partition_of(IID(3)) == IID(3)
@@ -191,7 +202,10 @@ def test_a_network_of_one_class_of_data():
 
 
 def test_what_strangers_raise_is_explained(ctrl_c):
-    with pytest.raises(InputError, match=r"^it broke: 'a' \(test_parts.py, line \d+\)$"), explained("it broke"):
+    with (
+        pytest.raises(InputError, match=r"^it broke: KeyError: 'a' \(test_parts.py, line \d+\)$"),
+        explained("it broke"),
+    ):
         raise KeyError("a")
     with (
         pytest.raises(InputError, match=r"^it broke: ValueError \(test_parts.py, line \d+\)$"),

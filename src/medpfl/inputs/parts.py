@@ -153,6 +153,8 @@ def _each(items: Iterable[Any], role: type[T], make: Any) -> list[Given]:
             )
         check_part(one)
         _check_spec(one)
+        if isinstance(one, Attack) and type(one).__call__ is Attack.__call__:
+            one(None, None)  # type: ignore[arg-type]  (raises the error that names what is missing)
     with explained(f"cannot write the {role.__name__.lower()}s as specs"):
         homes = {(repr(one), type(one).__module__, type(one).__qualname__) for one in made}
         _ = [one.where for one in made if isinstance(one, Defense)]  # a property, which may fail
