@@ -114,6 +114,7 @@ def test_runs_with_different_tests_are_not_ranked_against_each_other(other, told
 def test_digests_under_one_key_tell_data_of_equal_names_apart():
     same, other, elsewhere = (replace(LEAKING, pixels=one) for one in (("k", "a"), ("k", "b"), ("l", "c")))
     assert "differ in data" in sentences(same, other)[1]
+    assert sentences(same, other)[-1] == "The runs have the same settings otherwise."
     assert sentences(same, elsewhere)[0].startswith("All settings"), "under another key, a digest says nothing"
 
 

@@ -66,7 +66,8 @@ def comparison_sentences(runs: Sequence[Compared], names: Sequence[str]) -> list
 def _fair(runs: Sequence[Compared]) -> str:
     found = [name.partition(": ")[2] for name, _ in differences(runs) if not name.startswith(("Versions", "Run"))]
     if not found:
-        return "The runs have the same settings, so they can be compared directly."
+        same = "The runs have the same settings"
+        return f"{same} otherwise." if differing_tests(runs) else f"{same}, so they can be compared directly."
     some = ", ".join(dict.fromkeys(found[:5])) + (" and more" if len(found) > 5 else "")
     return f"The runs differ in: {some}. Keep this in mind when comparing."
 
