@@ -419,12 +419,12 @@ def test_bounds_add_up_and_silence_adds_nothing():
 
 
 def test_other_roles_have_to_be_filled():
-    for call in (
-        lambda: Attack()(None, generator()),
-        lambda: Model().build((1, 2, 2), 2, 0),
-        DataSource().load,
+    for call, named in (
+        (lambda: Attack()(None, generator()), r"the class Attack does not define __call__\(self, seen, generator\)"),
+        (lambda: Model().build((1, 2, 2), 2, 0), "the class Model does not define build"),
+        (DataSource().load, "the class DataSource does not define load"),
     ):
-        with pytest.raises(NotImplementedError):
+        with pytest.raises(InputError, match=named):
             call()
     model = nn.Identity()
     assert Attack().prepare(model) is model

@@ -12,7 +12,7 @@ from torch import nn
 
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
-from medpfl.core.types import Batch, Channel, Finding, Observation, Update, View, Weights
+from medpfl.core.types import Batch, Channel, Finding, Observation, Reconstruction, Update, View, Weights
 
 
 def update(value: float, **options) -> Update:
@@ -106,3 +106,12 @@ def test_rows_survive_json():
     assert Finding.from_dict(told) == older, "a row of an older version"
     with pytest.raises(InputError, match=r"^certificate: "):
         Finding.from_dict({**told, "certificate": 3})
+
+
+def test_a_reconstruction_holds_no_graph():
+    """Else Python numbers made of it print torch's warning."""
+    image = torch.full((1, 1, 1, 2, 2), 0.5, requires_grad=True)
+    loss, none = torch.ones(1, requires_grad=True) * 2, torch.zeros(1, dtype=torch.long)
+    made = Reconstruction(image, None, loss, none, none, ("stalled",), candidates=image[:, None])
+    assert not any(one.requires_grad for one in (made.guesses, made.loss, made.candidates))
+    assert image.requires_grad, "the attack keeps its own"

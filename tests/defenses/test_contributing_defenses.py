@@ -224,5 +224,5 @@ def test_a_defense_says_nothing_of_all_this_by_default():
         None,
     ) * 4
     assert (bare.aggregation.messages, bare.aggregation.needs, bare.staying(5)) == ("hidden", (), 5)
-    with pytest.raises(NotImplementedError):
+    with pytest.raises(InputError, match=r"the class Defense does not define read\(self, masked, like\)"):
         bare.read(None, None)  # type: ignore[arg-type]

@@ -35,9 +35,10 @@ def test_a_line_can_be_quoted_and_its_checksum_follows_the_rows():
     one = evaluate("LeNet('idlg')", "samples", reading=SMALL, edition="small")
     (line,) = one.lines
     assert line.startswith(
-        "small: LeNet(variant='idlg') with Samples(size=16), no defense: reconstructed 2 of 2 images"
+        "small: LeNet(variant='idlg') with Samples(size=16) (59 images of 1 x 16 x 16, 4 classes of 14, 14, 17, 14), "
+        "no defense: reconstructed 2 of 2 images"
     )
-    assert one.checksum in line
+    assert line.endswith(f", checksum {one.checksums['NoDefense()']})")
     assert str(one) == line
     assert json.dumps(one.to_dict())
     first, *rest = one.report.rows
@@ -45,9 +46,41 @@ def test_a_line_can_be_quoted_and_its_checksum_follows_the_rows():
     for digit in (1e-3, 1e-5):
         scores = {**first.scores, "ssim": (first.scores["ssim"] or 0) - digit}
         rows = [*rest, replace(first, scores=scores, date="2030-01-01", seconds=9.0)]
-        ends[digit] = Evaluation(one.edition, replace(one.report, rows=rows)).checksum
-    assert ends[1e-3] != one.checksum
-    assert ends[1e-5] == one.checksum
+        ends[digit] = Evaluation(one.edition, replace(one.report, rows=rows)).checksums
+    assert ends[1e-3] != one.checksums
+    assert ends[1e-5] == one.checksums
+    _checksums_belong_to_lines(one)
+
+
+def _checksums_belong_to_lines(one):
+    """A line can be checked alone: other defenses and the alias do not count, and all that it states does."""
+    report = one.report
+    more = replace(
+        report,
+        rows=[*report.rows, *(replace(row, defense="Other()") for row in report.rows)],
+        summary=[*report.summary, *(replace(cell, defense="Other()") for cell in report.summary)],
+        settings=replace(report.settings, about={"alias": "mri-2026"}),
+    )
+    two = Evaluation(one.edition, more)
+    assert two.checksums["NoDefense()"] == one.checksums["NoDefense()"] != two.checksums["Other()"]
+    assert two.checksums["Other()"] in two.lines[1]
+    assert ' with "mri-2026" (Samples(size=16): 59 images of 1 x 16 x 16, 4 classes of ' in two.lines[0]
+    settings = report.settings
+    for other in (
+        replace(settings, experiment={**settings.experiment, "plan": "Plan(batch_size=4)"}),
+        replace(settings, experiment={**settings.experiment, "data": "ImageFolder(size=16)"}),
+        replace(settings, data={**settings.data, "classes": {"class 0": 30, "class 1": 29}}),
+        replace(settings, model={**settings.model, "weights": "0" * 16}),
+    ):
+        assert Evaluation(one.edition, replace(report, settings=other)).checksums != one.checksums
+    assert Evaluation("another", report).checksums != one.checksums
+    many = {f"class {i}": i + 1 for i in range(100)}
+    assert (
+        "100 classes of 1 to 100)"
+        in Evaluation(
+            one.edition, replace(report, settings=replace(settings, data={**settings.data, "classes": many}))
+        ).lines[0]
+    )
 
 
 @pytest.mark.usefixtures("small")

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
 
-from medpfl import InputError, Plan, Reading
+from medpfl import Cohort, InputError, Plan, Reading
 from medpfl.attacks import DLG, iDLG
 from medpfl.auditing.defense_parts import at_client, server_only, server_side
-from medpfl.core.roles import Defense
+from medpfl.core.roles import Attack, Defense
 from medpfl.data.partition import IID, Dirichlet
 from medpfl.defenses import GaussianNoise, LaplaceNoise, NoDefense
 from medpfl.inputs.network import check_network
 from medpfl.inputs.parts import attacks_of, data_of, defenses_of, is_record, model_of, partition_of
+from medpfl.inputs.spelling import check_words, is_pattern, names_a_source
 from medpfl.models import MLP, ConvNet, LeNet
 from medpfl.models.user import UserModel
 from medpfl.runs.environment import (
@@ -27,6 +30,7 @@ from medpfl.runs.environment import (
     victim_size,
 )
 from medpfl.runs.progress_bar import name_skipped
+from medpfl.training.splits import _source
 from tests.auditing.audit_cases import Answers, some_images
 
 
@@ -50,6 +54,69 @@ def test_models_come_from_specs_files_modules_and_networks():
     assert made is not network
     assert torch.equal(made.weight, network.weight)
     assert model_of(LeNet()) == LeNet()
+
+
+SOURCE = """
+from dataclasses import dataclass
+import torch
+from medpfl import DataSource
+from medpfl.data.images import LabelledImages
+
+@dataclass(frozen=True, repr=False)
+class Mine(DataSource):
+    number: int = 4
+    limit: int = 7
+    sides: tuple = (8, 8)
+    def load(self):
+        images, labels = torch.rand(self.number, 1, *self.sides), torch.arange(self.number) % 2
+        return LabelledImages(images, labels, ("a", "b"), tuple(map(str, labels)), (None,) * self.number)
+
+class Bare(DataSource):
+    def load(self):
+        return None
+
+def number():
+    return 3
+
+@dataclass(frozen=True, repr=False)
+class Dicom(Mine):
+    pass
+"""
+
+
+def test_a_data_source_of_ones_own_is_named_by_its_place(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(SOURCE)
+    spec = f"{file}:Mine(number=6, sides=[4, 4])"
+    assert not is_pattern(spec), "brackets are no pattern here"
+    check_words(spec)
+    found = data_of(spec, Reading())
+    assert (found.source, found.place, found.images.shape) == ("Mine(number=6, sides=[4, 4])", "Mine", (1, 4, 4))
+    assert _source(spec, Cohort()).limit == 7, "a spec states its own limit"
+    for data, message in [
+        (f"{file}:Bare", "Bare is not a dataclass, so its settings have no names"),
+        (f"{file}:number", "3 is no data source: derive its class from medpfl.DataSource"),
+        (f"{file}:Min", "has no function or class 'Min'; did you mean 'Mine'"),
+        (f"{file}:Dicom", "calls its data source 'Dicom', but MedPFL already has that name"),
+        (f"{tmp_path}/none.py:Mine", "there is no data source file"),
+        ("data/site:1", "there is no folder or record"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            data_of(data, Reading())
+    with pytest.raises(InputError, match="there is no folder or record"):
+        check_words("data/site:1")
+    folder = tmp_path / "mine.py:Mine"
+    folder.mkdir()
+    assert not names_a_source(str(folder)), "an existing folder is a folder"
+
+
+def test_an_attack_that_cannot_be_called_is_refused_at_once():
+    @dataclass(frozen=True, repr=False)
+    class Mute(Attack):
+        """It lacks what its role needs."""
+
+    with pytest.raises(InputError, match=r"the class Mute does not define __call__\(self, seen, generator\)"):
+        attacks_of([Mute()])
 
 
 def test_partitions():
@@ -135,7 +202,10 @@ def test_a_network_of_one_class_of_data():
 
 
 def test_what_strangers_raise_is_explained(ctrl_c):
-    with pytest.raises(InputError, match=r"^it broke: 'a' \(test_parts.py, line \d+\)$"), explained("it broke"):
+    with (
+        pytest.raises(InputError, match=r"^it broke: KeyError: 'a' \(test_parts.py, line \d+\)$"),
+        explained("it broke"),
+    ):
         raise KeyError("a")
     with (
         pytest.raises(InputError, match=r"^it broke: ValueError \(test_parts.py, line \d+\)$"),

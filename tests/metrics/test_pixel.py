@@ -12,7 +12,7 @@ from skimage.feature import match_template as skimage_match
 
 from medpfl import metrics
 from medpfl.core.errors import InputError
-from medpfl.core.roles import Metric
+from medpfl.core.roles import Metric, metric
 from medpfl.metrics import mse, ncc, psnr, ssim
 from tests.metrics.phantoms import phantom, ssim_of_skimage
 
@@ -194,3 +194,10 @@ def test_ncc_of_volumes_counts_all_voxels():
     guess, truth = volumes(12)
     expected = [REFERENCES["ncc"](g, t) for g, t in zip(guess, truth, strict=True)]
     assert ncc(guess, truth).tolist() == pytest.approx(expected)
+
+
+def test_a_metric_says_what_it_must_state():
+    bare = (lambda: metric(lambda guess, truth: guess), metric, lambda: metric(unit=""), lambda: metric(leak="lower"))
+    for wrong in (*bare, lambda: metric(unit="", leak="more")):
+        with pytest.raises(InputError, match=r'write @metric\(unit="", leak="higher"\)'):
+            wrong()

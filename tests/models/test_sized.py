@@ -10,6 +10,8 @@ from torch import nn
 
 from medpfl import InputError
 from medpfl.core.roles import Model
+from medpfl.inputs.network import network_of
+from medpfl.inputs.parts import model_of
 from medpfl.models import MLP, ConvNet, DenseNet121, LeNet, ResNet, UNet, ViT
 from medpfl.models.sized import built
 from medpfl.models.user import UserModel
@@ -92,3 +94,51 @@ def test_a_user_s_function_is_called_once(tmp_path):
     network = built(UserModel(str(tmp_path / "counted.py"), "make"), SHAPE, 2, 0)
     assert network.weight.device.type == "cpu"
     assert calls.read_text() == "x"
+
+
+LAZY = """
+from torch import nn
+def make_model(channels, classes, drop=nn.Dropout):
+    lazy = nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), drop(), nn.Flatten(), nn.LazyLinear(classes))
+    return nn.Sequential(nn.Conv2d(channels, 3, 3), lazy.eval())
+class Idle(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.idle = nn.LazyLinear(2), nn.LazyLinear(3)
+    def forward(self, x):
+        return self.used(x.flatten(1))
+def too_small():
+    return nn.Sequential(nn.LazyConv2d(4, 33), nn.Flatten(), nn.LazyLinear(2))
+def wide():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(10**8))
+"""
+
+
+def test_lazy_layers_get_their_shapes_and_weights_from_the_seed_alone(tmp_path):
+    (tmp_path / "lazy.py").write_text(LAZY)
+    make = UserModel(str(tmp_path / "lazy.py"), "make_model")
+    before = torch.get_rng_state()
+    first = built(make, SHAPE, 5, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(7)
+    again, other = (built(make, SHAPE, 5, seed).state_dict() for seed in (0, 1))
+    state = first.state_dict()
+    assert state["1.4.weight"].shape == (5, 4 * 28 * 28)
+    assert all(torch.equal(state[name], again[name]) for name in state)
+    assert not torch.equal(state["1.4.weight"], other["1.4.weight"])
+    assert [first.training, first[1].training] == [True, False], "modes stay as they were"
+    assert not state["1.1.running_mean"].any(), "the first image changes no statistics"
+    network = nn.Sequential(nn.Flatten(), nn.LazyLinear(2))
+    shaped = network_of(model_of(network), SHAPE, 2, 0)
+    assert shaped[1].weight.shape == (2, 1024)
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("Idle", r"does not use its lazy layers idle: remove them"),
+    ("too_small", r"get no shape from an image of shape \(1, 1, 32, 32\): .*Kernel size"),
+    ("wide", r"the most is 1,000,000,000"),
+])  # fmt: skip
+def test_lazy_layers_that_get_no_shape(tmp_path, name, message):
+    (tmp_path / "lazy.py").write_text(LAZY)
+    with pytest.raises(InputError, match=message):
+        built(UserModel(str(tmp_path / "lazy.py"), name), SHAPE, 2, 0)

@@ -39,6 +39,8 @@ class Report:
         pages: files written.
         classes: class names by label index, if known; only the key file stores them.
         store: where the target images and guesses are, unless none are kept.
+        pixels: of a run directory: the key's tag, and the images' digest under that key, which says no more than
+            whether two sets are equal.
     """
 
     summary: list[Cell]
@@ -47,6 +49,7 @@ class Report:
     pages: tuple[Path, ...] = ()
     classes: tuple[str, ...] = ()
     store: Store | None = field(default=None, repr=False)
+    pixels: tuple[str, str] = ("", "")
 
     def verdict(self) -> tuple[str, str]:
         """Return the verdict in plain English: without a defense, and with defenses."""
@@ -182,8 +185,10 @@ def read(out: Path) -> tuple[Store, Report]:
     whole = {job: count for job, count in sizes.items() if planned.get(job, count) == count}
     if not whole:
         raise InputError(f"'{out}' holds no finished rows yet: run the same audit command again")
-    store = Store(directory, whole)
-    return store, replace(_judged(store, settings), classes=class_names(out, run["identity"].get("pixels", "")))
+    store, identity = Store(directory, whole), run["identity"]
+    digest = identity.get("pixels", "")
+    classes = class_names(out, digest)
+    return store, replace(_judged(store, settings), classes=classes, pixels=(identity.get("key", ""), digest))
 
 
 @dataclass(frozen=True, eq=False)

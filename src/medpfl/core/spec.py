@@ -28,6 +28,7 @@ __all__ = [
     "check_text",
     "construct",
     "expand",
+    "lacking",
     "parsed",
     "registry",
     "shown",
@@ -55,6 +56,11 @@ class Part:
             if f.repr and (f.metadata.get("shown") or getattr(self, f.name) != _default(f))
         ]
         return f"{type(self).__name__}({', '.join(given)})"
+
+
+def lacking(part: Any, method: str) -> InputError:
+    """Return the error for a part whose class does not define a method of its role."""
+    return InputError(f"the class {type(part).__name__} does not define {method}, which its role needs: add it")
 
 
 def shown(default: Any) -> Any:

@@ -8,7 +8,7 @@ each), D variables of an attempt, T patches. A single client's value has no vict
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -232,6 +232,11 @@ class Reconstruction:
     trace: Tensor | None = None
     certificates: tuple[str, ...] = ()
     found_by: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for one in fields(self):  # a search may end with tensors that still require gradients
+            if isinstance(value := getattr(self, one.name), Tensor) and value.requires_grad:
+                object.__setattr__(self, one.name, value.detach())
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,9 @@ __all__ = ["Evaluation", "evaluate", "foresee_evaluation", "perform_evaluation"]
 _DIGITS = 3
 """Decimal digits of the scores that enter the checksum."""
 _SHOWN = 12
-"""Digits of the weights' digest in a line."""
+"""Digits of a checksum, and of the weights' digest, in a line."""
+_CLASSES = 12
+"""Most classes whose sizes a line states one by one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,13 +51,27 @@ class Evaluation:
         return self.report.pages
 
     @property
-    def checksum(self) -> str:
-        """The first 12 hexadecimal digits of the SHA-256 of all rows' results, with scores rounded to 3 digits.
+    def checksums(self) -> dict[str, str]:
+        """By defense spec, the first 12 hexadecimal digits of a SHA-256 that anyone can compute again for one line.
 
-        The same machine and versions give the same checksum. On another machine, the last digits of scores may differ.
+        It covers what the line states of the test (edition, model, data, defense, weights and their digest, plan, and
+        what is sent), and the results of the defense's rows, with scores rounded to 3 digits. It depends neither on
+        other defenses of the same call nor on the alias. The same machine and versions give the same checksum. On
+        another machine, the last digits of scores may differ.
         """
-        told = sorted(json.dumps(_result(row)) for row in self.report.rows)
-        return hashlib.sha256("\n".join([self.edition, *told]).encode()).hexdigest()[:12]
+        return {defense: self._checksum(defense) for defense in dict.fromkeys(c.defense for c in self.report.summary)}
+
+    def _checksum(self, defense: str) -> str:
+        asked, data = self.report.settings.experiment, self.report.settings.data
+        test = {
+            "edition": self.edition,
+            "defense": defense,
+            "digest": self.report.settings.model.get("weights"),
+            **{name: asked[name] for name in ("model", "data", "weights", "plan", "sends")},
+            **{f"data {name}": data[name] for name in ("images", "shape", "classes")},
+        }
+        told = sorted(json.dumps(_result(row)) for row in self.report.rows if row.defense == defense)
+        return hashlib.sha256("\n".join([json.dumps(test, sort_keys=True), *told]).encode()).hexdigest()[:_SHOWN]
 
     @property
     def lines(self) -> list[str]:
@@ -67,13 +83,24 @@ class Evaluation:
         weights = f"weights {asked['weights']}"
         if digest := self.report.settings.model.get("weights"):  # a model of one's own may bring weights without a file
             weights += f" ({digest[:_SHOWN]})"
-        made = f"{weights}, {asked['plan']}, MedPFL {versions['medpfl']}, checksum {self.checksum}"
+        made, checksums = f"{weights}, {asked['plan']}, MedPFL {versions['medpfl']}", self.checksums
         return [
-            f"{self.edition}: {label(asked['model'])} with {asked['data']}, {label(cell.defense)}: "
+            f"{self.edition}: {label(asked['model'])} with {self._data()}, {label(cell.defense)}: "
             f"{counts(cell.union)}; any candidate {percent(cell.asr_worst.value)}; SSIM {number(cell.ssim.value)} "
-            f"({made})"
+            f"({made}, checksum {checksums[cell.defense]})"
             for (cell, *_) in grouped(self.report.summary)
         ]
+
+    def _data(self) -> str:
+        """Return the data's alias, source, shape and class sizes; no digest, since the images are private."""
+        settings = self.report.settings
+        data, alias = settings.data, settings.about.get("alias")
+        sizes = list(data["classes"].values())
+        each = ", ".join(map(str, sizes)) if len(sizes) <= _CLASSES else f"{min(sizes)} to {max(sizes)}"
+        shape = " x ".join(map(str, data["shape"]))
+        facts = f"{data['images']} images of {shape}, {len(sizes)} class{'es' * (len(sizes) > 1)} of {each}"
+        source = settings.experiment["data"]
+        return f'"{alias}" ({source}: {facts})' if alias else f"{source} ({facts})"
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
@@ -83,9 +110,9 @@ class Evaluation:
         return self.report._repr_html_()
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the lines, the checksum and the cells as JSON data."""
+        """Return the lines, their checksums by defense, and the cells as JSON data."""
         cells = [cell.to_dict() for cell in self.report.summary]
-        return {"edition": self.edition, "checksum": self.checksum, "lines": self.lines, "cells": cells}
+        return {"edition": self.edition, "checksums": self.checksums, "lines": self.lines, "cells": cells}
 
 
 def _result(row: Finding) -> list[Any]:

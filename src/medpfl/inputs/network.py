@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import UninitializedParameter
 
 from medpfl.core.errors import InputError, listed
 from medpfl.core.plan import Plan
@@ -92,12 +91,9 @@ def check_trainable(network: nn.Module) -> None:
     """Check that a model's updates are not empty.
 
     Raises:
-        InputError: no parameter is trained, or a lazy layer has no shape yet.
+        InputError: no parameter is trained.
     """
-    parameters = list(network.parameters())
-    if any(isinstance(p, UninitializedParameter) for p in parameters):
-        raise InputError("the model has lazy layers without a shape: run it once on an image before the audit")
-    if not any(p.requires_grad for p in parameters):
+    if not any(p.requires_grad for p in network.parameters()):
         raise InputError("the model has no trainable parameter (requires_grad), so clients would send no update")
 
 

@@ -153,6 +153,8 @@ def _each(items: Iterable[Any], role: type[T], make: Any) -> list[Given]:
             )
         check_part(one)
         _check_spec(one)
+        if isinstance(one, Attack) and type(one).__call__ is Attack.__call__:
+            one(None, None)  # type: ignore[arg-type]  (raises the error that names what is missing)
     with explained(f"cannot write the {role.__name__.lower()}s as specs"):
         homes = {(repr(one), type(one).__module__, type(one).__qualname__) for one in made}
         _ = [one.where for one in made if isinstance(one, Defense)]  # a property, which may fail
@@ -251,6 +253,7 @@ def data_of(data: str | Path | DataSource | LabelledImages, reading: Reading) ->
         about(place_of if isinstance(place_of, str | Path) else None)
     if path is not None:
         _check_no_run(path_of(path))
+    _check_spec(source)
     with explained("the images cannot be read"):
         images, called = source.load(), repr(source)
     if not isinstance(images, LabelledImages):
@@ -284,11 +287,14 @@ def _around(folder: Path) -> list[Path]:
 
 
 def source_of(data: str, reading: Reading) -> DataSource:
-    """Return the source for a path or spec; settings in the spec override `reading`."""
+    """Return the source for a path, a spec or a user's ``place:Name``; a spec states all settings, not `reading`."""
     about(data if is_there(data) else None)
     if data == "samples":
         return embedded(size=reading.size, fit=reading.fit, channels=reading.channels)
     if names_a_source(data):
-        return build(data, registry(data_package), "data source")
+        made = _made(data, registry(data_package), "data source")
+        if not isinstance(made, DataSource):
+            raise InputError(f"{shortened(made)} is no data source: derive its class from medpfl.DataSource")
+        return made
     check_source(data)
     return source_at(data, size=reading.size, fit=reading.fit, channels=reading.channels)

@@ -11,7 +11,7 @@ from pathlib import Path
 from medpfl.core.errors import InputError, nearest, private
 from medpfl.core.spec import check_names, expand
 from medpfl.core.threat import ThreatModel
-from medpfl.core.user_code.loading import at_home, is_call, is_place
+from medpfl.core.user_code.loading import at_home, is_call, is_place, parted
 
 __all__ = [
     "check_model_name",
@@ -26,6 +26,8 @@ __all__ = [
 ]
 
 _CALL = re.compile(r"\s*(\w+)\s*\((.*)", re.DOTALL)
+_MODULE = re.compile(r"[^\W\d]\w*(\.\w+)*:\s*[^\W\d]\w*\s*(\(.*)?", re.DOTALL)
+"""A data source in a module; a path with a colon is seldom one."""
 
 
 def check_words(
@@ -61,13 +63,19 @@ def _check(role: str, package: str, specs: Iterable[str]) -> None:
 
 
 def names_a_source(data: str) -> bool:
-    """Return True if data is a spec, ``Name(argument=value)``, and not an existing path.
+    """Return True if data is a spec, ``Name(argument=value)`` or ``place:Name``, and not an existing path.
 
     >>> names_a_source("Dicom('a (1)', size=32)"), names_a_source("data/no such (folder)"), names_a_source("data (2)")
     (True, False, False)
+    >>> names_a_source("mine.py:Mine(size=32)"), names_a_source("lab.data:Mine"), names_a_source("data/site:1")
+    (True, True, False)
     """
+    if is_there(data):
+        return False
+    if (found := parted(data)) is not None:
+        return found[0].endswith(".py") or _MODULE.fullmatch(data) is not None
     call = _CALL.fullmatch(data)
-    if call is None or is_there(data):
+    if call is None:
         return False
     return call[1] in names_in("data") or any(mark in call[2] for mark in ("'", '"', "="))
 
@@ -78,7 +86,12 @@ def is_pattern(data: str) -> bool:
     >>> is_pattern("updates/site-*/*"), is_pattern("updates/site-1"), is_pattern("Dicom('a*')")
     (True, False, False)
     """
-    return any(mark in data for mark in "*?[") and _CALL.fullmatch(data) is None and not is_there(data)
+    return (
+        any(mark in data for mark in "*?[")
+        and _CALL.fullmatch(data) is None
+        and not names_a_source(data)
+        and not is_there(data)
+    )
 
 
 def matching(pattern: str) -> list[Path]:

@@ -27,7 +27,7 @@ from medpfl.core.user_code.strangers import reason
 from medpfl.federated.ready import prepare
 from medpfl.federated.server import observation
 from medpfl.inputs.checkpoint import AboutCheckpoint, Checkpoint
-from medpfl.inputs.network import mapping_pixels
+from medpfl.inputs.network import mapping_pixels, network_of
 from medpfl.inputs.parts import attacks_of, defenses_of, model_of
 from medpfl.isolation.pipes import Pipe
 from medpfl.isolation.protocol import (
@@ -155,7 +155,7 @@ class Answers:
     def _network(self, scene: dict[str, Any], weights: Weights, plan: Plan | None = None) -> nn.Module:
         """Build the network with these weights. Given a plan, prepare it for local training under the plan."""
         made, defense = self._made(scene["model"]), self._defense(scene["layers"])
-        network = made() if callable(made) else made.build(tuple(scene["image_shape"]), scene["classes"], 0)
+        network = made() if callable(made) else network_of(made, tuple(scene["image_shape"]), scene["classes"], 0)
         if (pixels := scene["model"].get("pixels")) is not None:
             network = mapping_pixels(network, pixels)
         network = network.to(scene["device"])

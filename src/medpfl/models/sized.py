@@ -1,4 +1,4 @@
-"""Network building with a size check: a network that is too large is refused before it takes memory."""
+"""Network building: lazy layers get their shapes, and a network that is too large is refused before it takes memory."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.limits import check_classes, check_image_shape, check_parameters
 from medpfl.core.roles import Model
+from medpfl.core.user_code.strangers import explained
 from medpfl.models.user import UserModel
+from medpfl.models.wrapped import unwrapped
 
 __all__ = ["built"]
 
@@ -24,7 +27,8 @@ def built(model: Model, image_shape: tuple[int, ...], classes: int, seed: int) -
     """Return a model's network, see `Model.build`.
 
     Models from this package are built on torch's meta device first, which takes no memory, and counted. A user's code
-    runs only once, and may not make a tensor larger than a whole model may be.
+    runs only once, and may not make a tensor larger than a whole model may be. Lazy layers get their shapes from one
+    black image in eval mode; their weights are drawn under a seed that follows from `seed`.
 
     Raises:
         InputError: if images, classes or network exceed the limits in `medpfl.core.experiments.limits`, or as in
@@ -37,7 +41,35 @@ def built(model: Model, image_shape: tuple[int, ...], classes: int, seed: int) -
         _count(model, image_shape, classes, seed)
         return model.build(image_shape, classes, seed)
     with _Counting():
-        return model.build(image_shape, classes, seed)
+        return _shaped(model.build(image_shape, classes, seed), image_shape, seed)
+
+
+def _shaped(network: nn.Module, image_shape: tuple[int, ...], seed: int) -> nn.Module:
+    """Return a network without lazy layers that have no shape; any other one is returned as it is."""
+    if not _waiting(network):
+        return network
+    network = unwrapped(network)
+    modes = {layer: layer.training for layer in network.modules()}
+    own = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(seed)))  # not the draws of `build`
+    image = torch.zeros(1, *image_shape, device=next(network.parameters()).device)
+    what = f"the model's lazy layers get no shape from an image of shape {tuple(image.shape)}"
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), explained(what):
+        torch.manual_seed(own)
+        network.eval()(image)
+    for layer, training in modes.items():
+        layer.training = training
+    if idle := _waiting(network):
+        raise InputError(f"the model's forward pass does not use its lazy layers {', '.join(idle)}: remove them")
+    return network
+
+
+def _waiting(network: nn.Module) -> list[str]:
+    """Return the names of layers that wait for a first image."""
+    return [
+        name
+        for name, layer in network.named_modules()
+        if any(is_lazy(one) for one in (*layer.parameters(False), *layer.buffers(False)))
+    ]
 
 
 def _count(model: Model, image_shape: tuple[int, ...], classes: int, seed: int) -> None:

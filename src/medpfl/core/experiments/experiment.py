@@ -18,8 +18,8 @@ class Experiment(Options):
 
     data: str = option(
         "samples",
-        "folder with one subfolder per class, or 'samples'; or a recorded update; or several: their folder, or a "
-        "quoted pattern such as 'updates/site-*/round-*.safetensors'",
+        "folder with one subfolder per class, 'samples', or file.py:Name of a data source; or a recorded update; or "
+        "several: their folder, or a quoted pattern such as 'updates/site-*/round-*.safetensors'",
     )
     model: str = option(
         "LeNet('dlg')",

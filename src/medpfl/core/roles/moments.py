@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
 
 from medpfl.core.errors import InputError
-from medpfl.core.spec import Part
+from medpfl.core.spec import Part, lacking
 
 if TYPE_CHECKING:
     import torch
@@ -129,7 +129,7 @@ class Moments(Part):
             masked: one client's masked message.
             like: an update with the same tensors.
         """
-        raise NotImplementedError
+        raise lacking(self, "read(self, masked, like)")
 
     def disclose(self, sent: Update, plan: Plan | None = None, before: Channel | None = None) -> Channel:
         """Return what is publicly known about the change, given the defense's settings, the plan and the sent update.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from medpfl.core.errors import InputError
-from medpfl.core.spec import Part
+from medpfl.core.spec import Part, lacking
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ class Attack(Part):
             seen: the attacker's observation; it contains no private image.
             generator: a CPU generator, the only source of randomness.
         """
-        raise NotImplementedError
+        raise lacking(self, "__call__(self, seen, generator)")
 
     def check(self, model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[int, ...]) -> None:
         """Raise `InputError` if the attack does not support such an update. By default, every update is supported.
@@ -83,7 +83,7 @@ class Model(Part):
             num_classes: number of outputs, unless the model's own arguments set it.
             seed: seed for the untrained weights; the same seed gives the same weights.
         """
-        raise NotImplementedError
+        raise lacking(self, "build(self, image_shape, num_classes, seed)")
 
 
 class DataSource(Part):
@@ -94,7 +94,7 @@ class DataSource(Part):
 
     def load(self) -> Any:
         """Return the images as a `medpfl.data.images.LabelledImages`."""
-        raise NotImplementedError
+        raise lacking(self, "load(self)")
 
     def published(self, purpose: str) -> DataSource | None:
         """Return the published set for scoring models trained on these images; ``None`` if there is none.
@@ -135,7 +135,26 @@ class Metric:
 
 
 def metric(
-    *, unit: str, leak: Literal["higher", "lower"], data_range: float = 1.0, legacy: bool = False
+    function: object = None,
+    /,
+    *,
+    unit: str | None = None,
+    leak: Literal["higher", "lower"] | None = None,
+    data_range: float = 1.0,
+    legacy: bool = False,
 ) -> Callable[[Callable[[Tensor, Tensor], Tensor]], Metric]:
-    """Turn a function into a `Metric` (decorator)."""
+    """Turn a function into a `Metric` (decorator).
+
+    Args:
+        function: nothing; a function here means that the brackets are missing.
+        unit, leak, data_range, legacy: as in `Metric`; the first two must be stated.
+
+    Raises:
+        InputError: `unit` or `leak` is missing, or `leak` is neither word.
+    """
+    if function is not None or unit is None or leak not in ("higher", "lower"):
+        raise InputError(
+            "a metric states its unit and the direction that means a larger leak: write "
+            '@metric(unit="", leak="higher") (or leak="lower") above the function'
+        )
     return lambda function: Metric(function, unit, leak, data_range, legacy)

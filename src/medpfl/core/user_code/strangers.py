@@ -91,8 +91,12 @@ def _interrupts() -> Iterator[list[int]]:
 def reason(error: BaseException) -> str:
     """Return the first line of an error's message, or the error's class if it has none.
 
+    The message of a `KeyError` is a key alone, so its class stands before it.
+
     >>> reason(RuntimeError("shapes differ\\nhere: ...")), reason(ValueError()), reason(SystemExit(0))
     ('shapes differ', 'ValueError', 'it ended the program (SystemExit: 0)')
+    >>> print(reason(KeyError("weight")))
+    KeyError: 'weight'
     """
     kind = type(error).__name__
     try:
@@ -103,7 +107,7 @@ def reason(error: BaseException) -> str:
         return f"it ended the program ({kind}: {text})" if text else f"it ended the program ({kind})"
     if not isinstance(error, Exception):
         return f"it raised {kind}: {text}" if text else f"it raised {kind}"
-    return text or kind
+    return f"{kind}: {text}" if text and isinstance(error, KeyError) else text or kind
 
 
 def hint(error: BaseException) -> str:

@@ -8,18 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from medpfl.core.atomic_files import as_csv, write
-from medpfl.core.experiments.settings import Settings
-from medpfl.core.messages import counted
 from medpfl.core.verdicts import INCONCLUSIVE
-from medpfl.judging.types import Rate
 from medpfl.reporting.facts import facts
 from medpfl.reporting.page.answer import Bar, Step, bars
 from medpfl.reporting.page.lines import lines_of
 from medpfl.reporting.page.maker import maker
+from medpfl.reporting.page.ranking import Compared, differing_tests, ranking_sentences
 from medpfl.reporting.page.rendering import rendered
-from medpfl.reporting.phrases import Cells, extent, grouped, hits
+from medpfl.reporting.phrases import grouped
 from medpfl.reporting.tables import with_unions
-from medpfl.reporting.words import DASH, label
+from medpfl.reporting.words import DASH
 
 if TYPE_CHECKING:
     from medpfl.core.types import Finding
@@ -27,13 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["comparison_sentences", "run_names", "write_comparison", "write_csv"]
 
 
-class Compared(Protocol):
-    """The parts of an audit's report that are compared."""
+class Audited(Compared, Protocol):
+    """The parts of an audit's report that are compared and shown."""
 
-    @property
-    def settings(self) -> Settings: ...
-    @property
-    def summary(self) -> Cells: ...
     @property
     def rows(self) -> Sequence[Finding]: ...
 
@@ -64,75 +58,49 @@ def differences(runs: Sequence[Compared]) -> list[tuple[str, list[str]]]:
     return [(name, values) for name, values in found if len(set(values)) > 1]
 
 
-def comparison_sentences(runs: Sequence[Compared], names: Sequence[str]) -> tuple[str, str]:
-    """Return a sentence on the least and the most exposed setting, and one on how far the runs can be compared."""
-    ranked = sorted(
-        ((extent(cells[0].union), name, cells) for name, one in zip(names, runs, strict=True)
-         for cells in grouped(one.summary) if cells[0].union.images),
-        key=lambda entry: entry[0],
-    )  # fmt: skip
-    if not ranked:
-        return "None of these runs has a result.", _fair(runs)
-    (_, low_run, low), (_, high_run, high) = ranked[0], ranked[-1]
-    if ranked[0][0] == ranked[-1][0]:
-        return f"All settings expose as many images: {_counts(low)}.", _fair(runs)
-    chance = " Their 95 % intervals overlap, so the difference may be chance." if _overlap(low, high) else ""
-    return (
-        f"The fewest images are exposed in {low_run} {_with(low)} ({_counts(low)}), the most in {high_run} "
-        f"{_with(high)} ({_counts(high)}).{chance}",
-        _fair(runs),
-    )
-
-
-def _with(cells: Cells) -> str:
-    name = label(cells[0].defense)
-    return "without a defense" if name == "no defense" else f"with {name}"
-
-
-def _counts(cells: Cells) -> str:
-    union = cells[0].union
-    read, told = hits(union.asr, union.images), hits(union.identified, union.images)
-    more = "" if told is None else f", {told or 'none'} re-identified"
-    return f"{read or 'none'} of {counted(union.images, 'image')} reconstructed{more}"
-
-
-def _overlap(low: Cells, high: Cells) -> bool:
-    """Return True if the intervals of both rates overlap."""
-    pairs = [(one.union.asr, one.union.identified) for one in (low[0], high[0])]
-    return all(_meet(a, b) for a, b in zip(*pairs, strict=True))
-
-
-def _meet(a: Rate, b: Rate) -> bool:
-    return a.ends is None or b.ends is None or (a.ends[0] <= b.ends[1] and b.ends[0] <= a.ends[1])
+def comparison_sentences(runs: Sequence[Compared], names: Sequence[str]) -> list[str]:
+    """Return sentences on the least and the most exposed setting, on what is not ranked, and on what differs."""
+    return [*ranking_sentences(runs, names), _fair(runs)]
 
 
 def _fair(runs: Sequence[Compared]) -> str:
     found = [name.partition(": ")[2] for name, _ in differences(runs) if not name.startswith(("Versions", "Run"))]
     if not found:
-        return "The runs have the same settings, so they can be compared directly."
-    data = any(name.startswith("Data") for name, _ in differences(runs))
-    careful = "They attack different data, so compare them with care" if data else "Keep this in mind when comparing"
+        same = "The runs have the same settings"
+        return f"{same} otherwise." if differing_tests(runs) else f"{same}, so they can be compared directly."
     some = ", ".join(dict.fromkeys(found[:5])) + (" and more" if len(found) > 5 else "")
-    return f"The runs differ in: {some}. {careful}."
+    return f"The runs differ in: {some}. Keep this in mind when comparing."
 
 
-_COLUMNS = (
-    "run", "attack", "defense", "knows_defense", "images", "asr", "asr_low", "asr_high", "identified",
-    "identified_low", "identified_high", "ssim", "verdict", "flags",
+_RUN = ("model", "weights", "data", "plan", "draws")
+"""Columns from a run's options."""
+_CELL = (
+    "attack", "defense", "knows_defense", "images", "updates", "evaluations", "seconds_per_image",
+    "asr", "asr_low", "asr_high", "asr_worst", "control_asr", "asr_random_update", "asr_mean_image", "asr_nearest",
+    "identified", "identified_low", "identified_high", "gallery", "chance", "identified_random_update",
+    "identified_mean_image", "ssim", "ssim_low", "ssim_high", "ssim_random_update", "ssim_mean_image", "ssim_nearest",
+    "psnr", "mse", "ncc", "label_accuracy", "label_accuracy_low", "label_accuracy_high", "label_chance", "verdict",
+    "flags",
 )  # fmt: skip
+"""Columns from a cell, as in ``summary.json``; its ``clusters`` are ``updates`` here, as in a union."""
+_COLUMNS = ("run", *_RUN, "seed", "tolerance", "device", "medpfl", *_CELL)
 
 
 def write_csv(path: Path, runs: Sequence[Compared]) -> Path:
     """Write a line for each cell of each run, and for all attacks on a defense together; it holds no image."""
     lines = []
     for name, one in zip(run_names(runs), runs, strict=True):
+        settings = one.settings
+        versions = {"medpfl": settings.versions.get("medpfl")}
+        about = {"run": name, "seed": settings.seed, "tolerance": settings.tolerance, "device": settings.device}
+        options = {column: settings.experiment.get(column) for column in _RUN}
         for cell in with_unions(one.summary):
-            known = {"run": name, **cell.to_dict(), "flags": " ".join(cell.flags)}
-            lines.append({column: known[column] for column in _COLUMNS})
+            told = {**cell.to_dict(), "updates": cell.clusters, "flags": " ".join(cell.flags)}
+            lines.append({**about, **versions, **options, **{column: told[column] for column in _CELL}})
     return write(path, as_csv(_COLUMNS, lines).encode())
 
 
-def write_comparison(path: Path, runs: Sequence[Compared]) -> Path:
+def write_comparison(path: Path, runs: Sequence[Audited]) -> Path:
     """Write the page; it holds no image and names no file."""
     names = run_names(runs)
     page = rendered(
@@ -154,7 +122,7 @@ def write_comparison(path: Path, runs: Sequence[Compared]) -> Path:
     return write(path, page)
 
 
-def _bars(name: str, one: Compared) -> list[Bar]:
+def _bars(name: str, one: Audited) -> list[Bar]:
     return [bar._replace(run=name) for bar in bars(one.summary)]
 
 
@@ -163,6 +131,14 @@ def _steps(runs: Sequence[Compared]) -> list[Step]:
     found = [Step("Read each run's own page: it says what its result means, and what to do next.")]
     if differences(runs):
         found.append(Step("To compare one setting, repeat a run with only that setting changed."))
+    if differing_tests(runs):
+        found.append(
+            Step(
+                "To rank the runs, repeat them with the same attacks, images and seed. The time that --minutes allows "
+                "gives each run its own number of evaluations, so state the number.",
+                "medpfl audit ... --attack 'WorstCase(evaluations=2000)'",
+            )
+        )
     if states[INCONCLUSIVE]:
-        found.append(Step("Some results are inconclusive: repeat those runs with more images (--images)."))
+        found.append(Step("Some results are inconclusive: their runs' own pages say what would decide them."))
     return found
