@@ -170,6 +170,43 @@ def test_other_states_are_refused(site, run):
     assert "'x' is only in the state before the training" in err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--model", "LeNet('idlg', classes=3)"), "the record does not fit the model"),
+        (("--channels", "3"), "it fails in layer '0' (Conv2d). It takes images with --channels 1"),
+    ],
+)
+@pytest.mark.parametrize("machine", [(), ("--json",)])
+def test_a_failed_attempt_leaves_nothing(site, run, words, message, machine):
+    """What can be checked is checked before a record and private images are written."""
+    model = site / "plain.py"
+    made = "LeNet('idlg').build((1, 16, 16), 2, 0)"
+    model.write_text(f"from medpfl.models import LeNet\n\ndef net():\n    return {made}\n")
+    words = words if "--model" in words else (*words, "--model", f"{model}:net")
+    status, _, err = recorded(site, run, *words, *machine)
+    assert status == 2
+    assert message in " ".join(err.split())
+    assert not (site / "out").exists()
+
+
+def test_a_record_goes_with_its_truth(site, run, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("medpfl.core.records.truth.put", full)
+    assert recorded(site, run)[0] == 2
+    assert [path for path in (site / "out").rglob("*") if path.is_file()] == []
+
+
+def test_a_wrong_record_is_kept_and_the_folder_with_images_is_named(site, run):
+    for machine in ((), ("--json",)):
+        status, _, err = recorded(site, run, "--learning-rate", "1.0", *machine)
+        assert status == 2
+        assert f"its private images in '{site / 'out' / 'private-truth'}'" in err
+        assert f"medpfl forget {site / 'out'}" in err
+
+
 @pytest.mark.slow
 def test_inspect_as_json_and_page(site, run):
     recorded(site, run)

@@ -191,7 +191,11 @@ def keep(folder: str | Path, made: Record, truth: Truth | None = None, name: str
     start = "update" if number is None else f"round-{number:04d}"
     path = folder / (name or f"{start}-{secrets.token_hex(4)}.safetensors")
     made.save(path)
-    return Written(path, None if truth is None else truth.of(digest_of(path)).save(folder, path.name))
+    try:
+        return Written(path, None if truth is None else truth.of(digest_of(path)).save(folder, path.name))
+    except BaseException:
+        path.unlink(missing_ok=True)  # a record whose truth is missing would be audited as if none had been asked for
+        raise
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

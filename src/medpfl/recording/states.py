@@ -21,7 +21,7 @@ from medpfl.inputs.spelling import path_of
 from medpfl.models.entering import entering
 from medpfl.models.weights import read_state
 from medpfl.recording.record import UpdateFacts, Written, keep, make_record, origin_of
-from medpfl.recording.view import view_of
+from medpfl.recording.view import view_made, view_of
 
 __all__ = ["RecordingResult", "perform_looking", "perform_recording"]
 
@@ -63,8 +63,9 @@ def perform_recording(asked: Recording) -> RecordingResult:
     if data is not None:
         labels = data.labels if data.masks is None else data.masks
         truth = Truth(entering(data.images[:], pixels or Pixels()), labels, days=asked.days)
-    written = keep(path_of(asked.out), made, truth)
-    view = view_of(written.record, written.truth, None if asked.model is None else model_of(asked.model))
+    folder = path_of(asked.out)
+    view = view_made(made, folder / "record.safetensors", truth, None if asked.model is None else model_of(asked.model))
+    written = keep(folder, made, truth)  # only now: what ends in an error leaves no private image behind
     return RecordingResult(written, view, "" if truth is None else f"{truth.expires:%Y-%m-%d}")
 
 

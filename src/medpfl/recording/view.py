@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,9 @@ from medpfl.core.records.steps import Step
 from medpfl.core.records.truth import Truth, digest_of
 from medpfl.core.records.view import RecordView
 from medpfl.core.roles import Model
+from medpfl.core.user_code.copies import copied
 from medpfl.inputs.filters import without_silent
-from medpfl.inputs.network import network_of
+from medpfl.inputs.network import check_taken, network_of
 from medpfl.inputs.parts import data_of
 from medpfl.inputs.spelling import path_of
 from medpfl.models.entering import entering
@@ -32,7 +33,7 @@ from medpfl.recording.folder import Neighbors, kept_at
 from medpfl.recording.mean import check_mean
 from medpfl.recording.pair import compared_records
 
-__all__ = ["named", "truth_at", "view_of"]
+__all__ = ["named", "truth_at", "view_made", "view_of"]
 
 _FEWEST, _FULL = 5, 6
 """Steps that are listed one by one."""
@@ -61,21 +62,44 @@ def view_of(
     if Masked.is_one(path):
         return _masked(Masked.load(path))
     held = Record.load(path)
-    misfits = held.misfits()
-    notes = [f"it does not fit itself: {problem}" for problem in misfits]
     kept = None if truth is None else truth_at(truth, held, reading or Reading())
-    if kept is not None and kept.record and kept.record != digest_of(path):
-        notes.append(_kept_for_another(held))
+    notes = [_kept_for_another(held)] if kept is not None and kept.record and kept.record != digest_of(path) else []
+    changed = () if raw is None else tuple(compared_records(Record.load(path_of(raw)), held).lines())
+    return view_made(held, path, kept, model, notes, changed)
+
+
+def view_made(
+    held: Record,
+    path: Path,
+    kept: Truth | None,
+    model: Model | None,
+    notes: Sequence[str] = (),
+    filtered: tuple[str, ...] = (),
+) -> RecordView:
+    """Return the view of a record in memory, which need not be written yet.
+
+    Args:
+        held: the record.
+        path: its file; other records in the same folder help to find the cause of a wrong one.
+        kept: the truth, if it is known.
+        model: the client's model, as in `view_of`.
+        notes: further texts on what could not be verified.
+        filtered: what the client's filters changed.
+
+    Raises:
+        InputError: the model does not fit the record, or does not take the images.
+    """
+    misfits = [f"it does not fit itself: {problem}" for problem in held.misfits()]
     check = Check("wrong") if misfits else _checked(without_silent(held, path), path, kept, model)
     return RecordView(
         verdict=check.verdict,
-        finding=notes[0] if misfits else str(check.cause or ""),
+        finding=misfits[0] if misfits else str(check.cause or ""),
         difference=check.difference,
         contents=dict(_contents(held)),
         steps=tuple(_steps(held)),
-        filtered=() if raw is None else tuple(compared_records(Record.load(path_of(raw)), held).lines()),
+        filtered=filtered,
         facts=check.facts,
-        open=(*notes[1 if misfits else 0 :], *check.open, *_blind(held, kept, model)),
+        open=(*misfits[1:], *notes, *check.open, *_blind(held, kept, model)),
     )
 
 
@@ -166,9 +190,13 @@ def _checked(held: Record, path: Path, kept: Truth | None, model: Model | None) 
     shape, classes = tuple(kept.images.shape[1:]), len(held.classes or ()) or kept.classes
     network = network_of(model, shape, classes, 0)
     bare = named(held, network)
-    if bare.clients > 1:
-        return check_mean(network, bare, kept, held=held)
-    return check_case(Case(network, bare, kept, Neighbors(path, bare), held))
+    try:
+        if bare.clients > 1:
+            return check_mean(network, bare, kept, held=held)
+        return check_case(Case(network, bare, kept, Neighbors(path, bare), held))
+    except InputError:
+        check_taken(copied(network, forget=True), kept.images[:2], bare.steps.steps[0].training)  # names the option
+        raise
 
 
 def _unreplayed(held: Record, kept: Truth | None, model: Model | None) -> Check:
