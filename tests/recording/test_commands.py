@@ -190,6 +190,15 @@ def test_a_failed_attempt_leaves_nothing(site, run, words, message, machine):
     assert not (site / "out").exists()
 
 
+@pytest.mark.parametrize("truth", [True, False])
+def test_equal_checkpoints_are_named(site, run, truth):
+    words = ("record", site / "after.pt", site / "after.pt", "--out", site / "out")
+    status, _, err = recorded(site, run, before="after.pt") if truth else run(*words)
+    assert status == 2
+    assert "the two checkpoints hold equal parameters" in err
+    assert not (site / "out").exists()
+
+
 def test_a_record_goes_with_its_truth(site, run, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -292,4 +301,4 @@ def test_images_resized_by_other_software_are_refused_with_the_remedy(site, run)
     assert status or difference < 1e-3 or "could not be verified" in out
     if difference > 1e-3:
         assert "resized or read by other software" in " ".join(out.split())
-        assert "truth=True" in out
+        assert "give --truth the pixels at the model's own size" in " ".join(out.split())

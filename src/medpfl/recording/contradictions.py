@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,8 @@ from medpfl.core.errors import InputError
 from medpfl.core.records.record import Record
 from medpfl.core.records.steps import Steps
 from medpfl.core.records.truth import Truth
-from medpfl.recording.check import Cause
+from medpfl.recording.causes import PLAN, SWAPPED
+from medpfl.recording.check import Cause, from_checkpoints
 from medpfl.recording.last_bias import bias_contradictions
 from medpfl.recording.replay import counters
 from medpfl.recording.tracing import Trace, traced
@@ -114,7 +116,13 @@ def _counted(record: Record, name: str, before: float, after: float, calls: int)
             "record the buffers' values after the training",
         )
         return
-    yield Cause(_steps_cause(record, counted, expected, name), "give the plan that the client followed")
+    said = f"the counter '{name}' says {counted} steps, the record's plan {expected}"
+    if counted < 0:
+        other = Cause("the weights before the training are those of a later round", "record those that the client got")
+        cause = SWAPPED if from_checkpoints(record) else other
+        yield replace(cause, text=f"{cause.text} ({said})")
+        return
+    yield Cause(_steps_cause(record, counted, expected, said), PLAN)
 
 
 def _updates(steps: Steps, layer: str) -> int:
@@ -126,8 +134,7 @@ def _accumulates(steps: Steps) -> bool:
     return any(step.passes > 1 for step in steps.steps)
 
 
-def _steps_cause(record: Record, counted: int, expected: int, name: str) -> str:
-    said = f"the counter '{name}' says {counted} steps, the record's plan {expected}"
+def _steps_cause(record: Record, counted: int, expected: int, said: str) -> str:
     per_epoch = _per_epoch(record)
     if counted == 0:
         return f"the weights before the training are those of another round, or the layer was in eval mode ({said})"

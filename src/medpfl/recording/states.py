@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.recording import Looking, Recording
 from medpfl.core.plan import Plan
-from medpfl.core.records.origin import Pixels
+from medpfl.core.records.origin import CHECKPOINTS, Pixels
 from medpfl.core.records.truth import Truth
 from medpfl.core.records.view import RecordView
 from medpfl.core.tensors import shared_prefix
@@ -38,7 +38,8 @@ def perform_recording(asked: Recording) -> RecordingResult:
     """Make a record from two states, check it as far as possible, and return what was written.
 
     Raises:
-        InputError: a file cannot be read, the states belong to different models, or the images do not fit the plan.
+        InputError: a file cannot be read, the states belong to different models or are equal, or the images do not fit
+            the plan or the model. Then nothing is written.
     """
     if asked.clients > 1 and asked.truth is not None:
         raise InputError("--truth holds one client's images, but --clients averages several: give --truth to the audit")
@@ -56,9 +57,14 @@ def perform_recording(asked: Recording) -> RecordingResult:
         image_shape=None if data is None else data.shape,
         defense=asked.defense,
         pixels=pixels,
-        source=origin_of("two checkpoints", round=asked.round),
+        source=origin_of(CHECKPOINTS, round=asked.round),
     )
     made = make_record(before, after, plan, parameters=parameters, facts=facts)
+    if not any(bool(t.any()) for t in made.update.tensors.values()):
+        raise InputError(
+            "the two checkpoints hold equal parameters, so there is no update: give the state before the local "
+            "training, and the one after it (a loop must save the first before it trains, or clone its tensors)"
+        )
     truth = None
     if data is not None:
         labels = data.labels if data.masks is None else data.masks

@@ -10,7 +10,10 @@ from typing import Any, Literal
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.limits import CLASSES, NAME, ROUNDS, check_whole, shortened
 
-__all__ = ["Pixels", "Source"]
+__all__ = ["CHECKPOINTS", "Pixels", "Source"]
+
+CHECKPOINTS = "two checkpoints"
+"""Framework of a record that was made from two states of a model, so that nobody watched the training."""
 
 _MOST_VERSIONS = 40
 
