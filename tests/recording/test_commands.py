@@ -239,6 +239,21 @@ def test_inspect_alone(site, run):
     assert "not verifiable beyond" in out.lower()
 
 
+def test_the_truth_in_its_place_is_used_and_named(site, run):
+    recorded(site, run)
+    record, truth = files(site)
+    status, out, err = run("inspect", record, *MODEL)
+    assert (status, "This record is right." in out) == (0, True)
+    assert f"note: the truth is '{truth}', in its place beside the record" in err
+    status, out, err = run("audit", record, *MODEL, "--attack", "iDLG(steps=1)", "--dry-run")
+    assert status == 0
+    assert f"note: the truth is '{truth}'" in err
+    truth.unlink()
+    status, _, err = run("audit", record, *MODEL, "--attack", "iDLG(steps=1)", "--dry-run")
+    assert status == 2
+    assert "no truth file of its name lies in private-truth beside it" in err
+
+
 @pytest.mark.slow
 def test_forget(site, run):
     recorded(site, run)

@@ -19,7 +19,7 @@ from medpfl.core.experiments.settings import Json
 from medpfl.core.experiments.signatures import taking
 from medpfl.core.messages import say
 from medpfl.federation.basis import basis_of
-from medpfl.federation.checks import Checks, Facts, Problems, check_alike, check_all, facts_of
+from medpfl.federation.checks import Checks, Facts, Problems, check_alike, check_all, facts_of, labelled
 from medpfl.federation.folders import MEAN, NAME, SITE, Entry, Files, entries, files_at, sites_of, truth_of
 from medpfl.federation.result import FEDERATION, Audited, Federation, written
 from medpfl.inputs.spelling import path_of
@@ -222,7 +222,7 @@ def _prepared(
         try:
             held[path] = facts_of(path)
         except InputError as error:
-            problems.add(sites[path.parent], path, error)
+            problems.add(labelled(sites[path.parent], path), path, error)
     of_means = {path for path, (_, facts) in held.items() if facts.clients > 1}
     named = {path: MEAN if path in of_means else sites[path.parent] for path in held}
     every = entries({path: number for path, (number, _) in held.items()}, named)

@@ -20,6 +20,7 @@ from medpfl.inputs.parts import data_of, model_of
 from medpfl.inputs.spelling import path_of
 from medpfl.models.entering import entering
 from medpfl.models.weights import read_state
+from medpfl.recording.folder import truth_given
 from medpfl.recording.record import UpdateFacts, Written, keep, make_record, origin_of
 from medpfl.recording.view import view_made, view_of
 
@@ -82,7 +83,8 @@ def perform_looking(asked: Looking) -> RecordView:
         InputError: as in `medpfl.recording.view.view_of`.
     """
     model = None if asked.model is None else model_of(asked.model)
-    return view_of(asked.record, asked.truth, model, asked.reading, asked.raw)
+    truth = truth_given(asked.truth, path_of(asked.record))
+    return view_of(asked.record, truth, model, asked.reading, asked.raw)
 
 
 def _plan(asked: Recording, data: LabelledImages | None) -> Plan:

@@ -20,7 +20,7 @@ from medpfl.core.messages import say
 from medpfl.core.plan import Plan
 from medpfl.core.records.masked import Masked
 from medpfl.core.records.origin import Source
-from medpfl.core.records.steps import Steps
+from medpfl.core.records.steps import UNSTATED, Steps
 from medpfl.integrations.flower.messages import count_of, is_training, round_of, state_in, trained_weights
 from medpfl.recording.record import UpdateFacts, keep, make_record, origin_of
 
@@ -64,6 +64,8 @@ class RecordingGrid(Grid):
         count: str | None = None,
     ) -> None:
         self._grid, self.folder, self.plan = grid, Path(folder), plan
+        if plan is None:
+            say(f"note: the server's records will have no training steps, so no audit can attack them: {UNSTATED}")
         self.image_shape, self.classes, self.count = image_shape, classes, count
         self._pushed: dict[str, _Asked] = {}
         self._sites: dict[int, str] = {}

@@ -17,7 +17,7 @@ from torch import Tensor
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.messages import say
 from medpfl.core.plan import Plan
-from medpfl.core.records.steps import Steps
+from medpfl.core.records.steps import UNSTATED, Steps
 from medpfl.core.records.truth import RETENTION
 from medpfl.core.roles import State
 from medpfl.integrations.chain import described
@@ -89,7 +89,7 @@ class Recorder(_TaskFilter):
     second one placed first, with another folder, records the update before the other filters.
 
     The training is watched if it runs in the client's own process, which is FLARE's default. A training in an external
-    process is recorded with the steps of `plan`, or with unknown ones.
+    process, and every training as the server sees it, is recorded with the steps of `plan`, or with unknown ones.
 
     Attributes:
         folder: folder for the records; in it, ``{site}`` becomes the client's name, and ``{place}`` becomes ``client``
@@ -97,7 +97,7 @@ class Recorder(_TaskFilter):
         truth: True also keeps pixels, labels and order in ``private-truth`` inside the folder, for this site only.
         days: days for which the truth may be kept; ``medpfl forget`` deletes it.
         plan: the plan's options if the training cannot be watched, as in
-            ``{"algorithm": "FedAvg", "batch_size": 4, "local_images": 18}``.
+            ``{"algorithm": "FedAvg", "batch_size": 4, "local_images": 18}``. Without it, no audit attacks the record.
         classes: class names in label order; the records contain them.
         tasks: names of the training tasks; by default ``["train"]``.
 
@@ -189,6 +189,8 @@ class Recorder(_TaskFilter):
             except InputError as error:
                 if self._plan is None:
                     say(f"note: the record has no training steps: {error}")
+        elif self._plan is None:
+            say(f"note: the server's record has no training steps, so no audit can attack it: {UNSTATED}")
         return self._plan or Steps.unknown(None)
 
 
