@@ -128,6 +128,14 @@ def test_safetensors_and_no_model_and_no_truth(site, run):
     assert not (site / "out" / "private-truth").exists()
 
 
+@pytest.mark.parametrize(("content", "reason"), [(b"", "the file is empty"), (b"hello", "another kind, or damaged")])
+def test_a_file_that_is_no_checkpoint_is_named_in_words(site, run, content, reason):
+    (site / "after.pt").write_bytes(content)
+    status, _, err = recorded(site, run)
+    assert status == 2
+    assert f"{reason})" in err
+
+
 class Evil:
     def __reduce__(self):
         return Path.touch, (Path("evil-ran"),)
@@ -150,6 +158,9 @@ def test_a_checkpoint_with_code_is_refused(site, run, monkeypatch):
     [
         (("--mean", "0.5"), "--mean and --std belong together"),
         (("--mean", "x", "--std", "1"), "--mean is x: give a number for each channel"),
+        (("--mean", "0.5", "--std", "0"), "--std is 0: pixels are divided by it"),
+        (("--mean", "0.5,0.5", "--std", "1"), "--mean has 2 numbers and --std 1"),
+        (("--mean", "0.5,0.5,0.5", "--std", "1,1,1"), "have 3 numbers, but the images 1 channel"),
         (("--local-images", "4"), "--local-images is 4, but --truth holds 2 images"),
         (("--nesterov",), "nesterov needs a momentum"),
         (("--model", "LeNet('cpl')"), "the state before the training has no"),

@@ -15,7 +15,7 @@ from medpfl.cli.running import LOADING, working
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.inspection import Inspection
 from medpfl.core.experiments.recording import Forgetting, Looking, Recording
-from medpfl.core.messages import say
+from medpfl.core.messages import counted, say
 from medpfl.core.progress import phase
 from medpfl.core.records.view import RecordView
 
@@ -122,8 +122,7 @@ def _forget(given: Namespace, words: list[str]) -> int:
     if given.json:
         print_json({"kind": "forget", "deleted": found.deleted, "remaining": len(found.remaining), "status": DONE})
         return DONE
-    files = "1 truth file" if found.deleted == 1 else f"{found.deleted} truth files"
-    print(f"deleted {files}. Backups and snapshots of the disk may still hold them.")
+    print(f"deleted {counted(found.deleted, 'truth file')}. Backups and snapshots of the disk may still hold them.")
     for path in found.remaining:
         say(f"remains: {path}", sys.stdout)
     return DONE

@@ -74,7 +74,8 @@ class Problems:
         if self.found:
             why = "wrong or cannot be attacked as asked, so no attack was run"
             lines = listed(list(self.found.values()), _NAMED)
-            raise InputError(f"{len(self.found)} of {total} records are {why}:{lines}")
+            some = "record is" if total == 1 else "records is" if len(self.found) == 1 else "records are"
+            raise InputError(f"{len(self.found)} of {total} {some} {why}:{lines}")
 
 
 def facts_of(path: Path) -> tuple[int | None, Facts]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError
+from medpfl.core.messages import counted
 from medpfl.core.records.steps import Step, Steps
 from medpfl.core.types import Tensors, Weights
 from medpfl.recording.check import DRAWS, Case, Cause, from_checkpoints, watching
@@ -119,7 +120,7 @@ def _of_epochs(case: Case) -> Iterator[Fit]:
         if 1 <= epochs != plan.epochs:
             modes = case.steps.steps[0].modes
             steps = [replace(step, modes=modes) for step in Steps.of(replace(plan, epochs=epochs)).steps]
-            cause = f"the client trained for {epochs} epochs, not {plan.epochs}"
+            cause = f"the client trained for {counted(epochs, 'epoch')}, not {plan.epochs}"
             yield tried(case, Cause(cause, PLAN), case.replays(steps=steps, draws=2 * DRAWS))
 
 

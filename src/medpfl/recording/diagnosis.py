@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from medpfl.core.errors import InputError
+from medpfl.core.messages import counted
 from medpfl.core.types import Weights
 from medpfl.recording.causes import PLAN, causes, ranges, swapped
 from medpfl.recording.check import Case, Cause, watching
@@ -137,14 +138,14 @@ def length_cause(case: Case) -> Cause | None:
     order, total = case.truth.order, case.steps.total
     if order is None or len(order) == total or case.steps.sampling == "poisson" or not case.steps.are_known:
         return None
-    said = f"the truth holds the order of {len(order)} images, the record's plan takes {total}"
+    said = f"the truth holds the order of {counted(len(order), 'image')}, the record's plan takes {total}"
     try:
         plan = case.record.regular_plan()
     except InputError:
         return Cause(said, PLAN)
     if len(order) % plan.images == 0:
         epochs = len(order) // plan.images
-        return Cause(f"the client trained for {epochs} epochs, not {plan.epochs} ({said})", PLAN)
+        return Cause(f"the client trained for {counted(epochs, 'epoch')}, not {plan.epochs} ({said})", PLAN)
     return Cause(said, PLAN)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.recording import Looking, Recording
+from medpfl.core.messages import counted
 from medpfl.core.plan import Plan
 from medpfl.core.records.origin import CHECKPOINTS, Pixels
 from medpfl.core.records.truth import Truth
@@ -46,6 +47,8 @@ def perform_recording(asked: Recording) -> RecordingResult:
         raise InputError("--truth holds one client's images, but --clients averages several: give --truth to the audit")
     data = None if asked.truth is None else data_of(asked.truth, asked.reading).images
     plan, pixels = _plan(asked, data), _pixels(asked)
+    if data is not None:
+        _check_channels(pixels, data.shape[0])
     before, after = (read_state(path_of(path)) for path in (asked.before, asked.after))
     network = _network(asked, data)
     parameters = None
@@ -90,7 +93,9 @@ def perform_looking(asked: Looking) -> RecordView:
 def _plan(asked: Recording, data: LabelledImages | None) -> Plan:
     images = asked.local_images or (len(data) if data is not None else None)
     if data is not None and images != len(data):
-        raise InputError(f"--local-images is {images}, but --truth holds {len(data)} images: give exactly those images")
+        raise InputError(
+            f"--local-images is {images}, but --truth holds {counted(len(data), 'image')}: give exactly those images"
+        )
     batch = min(asked.batch_size, images or asked.batch_size)
     return Plan(
         "FedAvg",
@@ -113,7 +118,22 @@ def _pixels(asked: Recording) -> Pixels | None:
         raise InputError("--mean and --std belong together: give both, or none if pixels enter the model in [0, 1]")
     if asked.mean is None or asked.std is None:
         return Pixels() if asked.truth is not None else None
-    return Pixels(mean=_numbers("--mean", asked.mean), std=_numbers("--std", asked.std))
+    mean, std = _numbers("--mean", asked.mean), _numbers("--std", asked.std)
+    if min(std) <= 0:
+        raise InputError(f"--std is {asked.std}: pixels are divided by it, so give numbers above 0")
+    if len(mean) != len(std):
+        raise InputError(f"--mean has {counted(len(mean), 'number')} and --std {len(std)}: give as many of both")
+    return Pixels(mean=mean, std=std)
+
+
+def _check_channels(pixels: Pixels | None, channels: int) -> None:
+    """Raise `InputError` if a mean per channel is not for the images: a single gray channel would become three."""
+    given = 1 if pixels is None or pixels.mean is None else len(pixels.mean)
+    if given not in (1, channels):
+        of = counted(channels, "channel")
+        raise InputError(
+            f"--mean and --std have {given} numbers, but the images {of}: give one for each, or one for all"
+        )
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ from torch import nn
 
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.groups import Reading
-from medpfl.core.messages import about
+from medpfl.core.messages import about, counted
 from medpfl.core.records.masked import Masked
 from medpfl.core.records.origin import Pixels
 from medpfl.core.records.record import Record
@@ -117,7 +117,7 @@ def _masked(held: Masked) -> RecordView:
     kinds = sorted({str(t.dtype).removeprefix("torch.") for t in held.vectors})
     number = "" if held.source.round is None else f", round {held.source.round}"
     contents = {
-        "masked message": f"{len(sizes)} vectors, {sum(sizes):,} masked elements, {', '.join(kinds)}",
+        "masked message": f"{counted(len(sizes), 'vector')}, {sum(sizes):,} masked elements, {', '.join(kinds)}",
         "in clear": "nothing" if held.num_samples is None else f"num_samples: {held.num_samples}",
         "global weights": f"{sum(t.numel() for t in held.weights.values()):,} elements, as the server sent them",
         "source": f"{held.source.framework}{number}, recorded at the {held.source.place}",
@@ -151,7 +151,7 @@ def truth_at(truth: str | Path, record: Record, reading: Reading) -> Truth:
         reading = Reading(size=record.image_shape[-1], fit=reading.fit, channels=channels)
     data = data_of(str(truth), reading).images
     if record.images not in (None, len(data)):
-        raise InputError(f"the record was made from {record.images} images, but --truth holds {len(data)}")
+        raise InputError(f"the record was made from {counted(record.images, 'image')}, but --truth holds {len(data)}")
     labels = data.labels
     _check_enough(Truth(data.images[:], labels), record)
     if record.classes is not None and set(data.classes) <= set(record.classes):
@@ -168,7 +168,9 @@ def _check_enough(truth: Truth, record: Record) -> None:
     else:
         held = max(held, len(truth.order))
     if taken > held:
-        raise InputError(f"the record's steps take {taken} images, but --truth holds {held}: give the images behind it")
+        raise InputError(
+            f"the record's steps take {counted(taken, 'image')}, but --truth holds {held}: give the images behind it"
+        )
 
 
 def named(record: Record, network: nn.Module) -> Record:
@@ -288,4 +290,4 @@ def _step(step: Step) -> str:
     extra = [f"autocast {step.precision}"] if step.precision else []
     extra += [f"{step.passes} passes"] if step.passes > 1 else []
     extra += [f"gradient {step.change}"] if step.change else []
-    return ", ".join([f"{step.images} images", how, step.loss or "unknown loss", mode, *extra])
+    return ", ".join([f"{counted(step.images, 'image')}", how, step.loss or "unknown loss", mode, *extra])
