@@ -33,3 +33,13 @@ def test_a_server_without_a_plan_is_told_where_to_state_it(tmp_path):
         update = dataclasses.replace(record.update, num_samples=1)
         dataclasses.replace(record, plan=plan, update=update).save(place)
     assert len(look(tmp_path / "server", truth=truth).records) == 2
+
+
+def test_what_differs_between_records_is_no_shared_setting(tmp_path):
+    """Each site's images enter the model in their own range, and each round has other weights."""
+    for place, site in enumerate(("site-1", "site-2")):
+        client(tmp_path / site, 1 + place, pixels(place) * (3 + place))
+    settings = look(tmp_path, attacks=("iDLG(steps=1)",)).settings
+    assert settings.experiment["model"].count("inferred from the images' values") == 2
+    assert "weights" not in settings.model
+    assert "outputs" in settings.model

@@ -186,7 +186,7 @@ def _record_of(experiment: Experiment) -> RecordCase | None:
     if truth is None:
         raise InputError(
             "a record holds no images, and no truth file of its name lies in private-truth beside it: set --truth to "
-            "that file, or to the folder with the images behind it"
+            "the folder with the images behind it, or to that file"
         )
     if experiment.weights is not None:
         raise InputError("a record holds the client's initial weights: leave out --weights")

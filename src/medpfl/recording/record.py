@@ -91,7 +91,8 @@ def record(
         days: days for which the truth may be kept; ``medpfl forget`` deletes it.
         num_samples: number of images that the client states; by default, the number of different images seen.
         classes: class names in label order; the record contains them.
-        pixels: how images in [0, 1] enter the model, if the loader normalizes them.
+        pixels: how images in [0, 1] enter the model, if the loader normalizes them, as in
+            ``Pixels(mean=(0.5,), std=(0.25,))``; by default, it is inferred from their values.
         source: the framework around the loop.
 
     Raises:

@@ -266,9 +266,10 @@ def _or_unknown(value: Any) -> str:
 def _pixels(pixels: Pixels | None) -> str:
     if pixels is None:
         return "unknown"
+    told = ", inferred from the images' values" if pixels.inferred else ""
     if pixels.mean is not None:
-        return f"enter as (x - {list(pixels.mean)}) / {list(pixels.std or ())}"
-    return f"enter in the range {pixels.low:g} to {pixels.high:g}"
+        return f"enter as (x - {list(pixels.mean)}) / {list(pixels.std or ())}{told}"
+    return f"enter in the range {pixels.low:g} to {pixels.high:g}{told}"
 
 
 def _steps(held: Record) -> Iterator[str]:
