@@ -870,7 +870,7 @@ def test_a_record_is_audited_with_its_truth(run, record, tmp_path):
 def test_a_record_that_does_not_fit(refused, record, folder):
     words, truth = ["--model", "LeNet('idlg')", "--attack", "iDLG(steps=3)"], record.parent / "truth"
     assert "set --truth to the folder with the images" in refused("audit", record, *words)
-    assert "made from 1 images, but --truth holds 10" in refused("audit", record, *words, "--truth", folder)
+    assert "made from 1 image, but --truth holds 10" in refused("audit", record, *words, "--truth", folder)
     assert "no folder or record '/nowhere/at/all'" in refused("audit", record, *words, "--truth", "/nowhere/at/all")
     two = ["--defense", "LaplaceNoise", "--defense", "GaussianNoise"]
     assert "a record was made under one defense" in refused("audit", record, *words, "--truth", truth, *two)

@@ -196,11 +196,11 @@ def test_records_without_truth_are_left_out_and_counted(tmp_path, capsys):
     client(tmp_path / "site-2", 1, pixels(2), truth=False)
     found = look(tmp_path)
     assert found.without_truth == ("site-2, round 1",)
-    assert "1 of 2 records have no truth" in capsys.readouterr().err
+    assert "1 of 2 records has no truth" in capsys.readouterr().err
     assert "Not audited: 1 record without truth (site-2, round 1)" in str(found)
     assert found.verdicts()["records without truth"] == INCONCLUSIVE
     shutil.rmtree(tmp_path / "site-1")
-    with pytest.raises(InputError, match="no record can be audited: 1 of 1 records have no truth"):
+    with pytest.raises(InputError, match="no record can be audited: 1 of 1 record has no truth"):
         look(tmp_path)
 
 
@@ -414,7 +414,7 @@ def test_checks_outlast_a_wrong_record_and_hold_only_for_the_same_files_model_an
 
     def checked(**options: Any) -> list[str]:
         counted.clear()
-        with pytest.raises(InputError, match="1 of 3 records are wrong"):
+        with pytest.raises(InputError, match="1 of 3 records is wrong"):
             look(records, model=f"{code}:make", out=out, **options)
         return list(counted)
 
@@ -440,7 +440,7 @@ def test_checks_outlast_a_wrong_record_and_hold_only_for_the_same_files_model_an
 
 def test_a_directory_of_another_federation_or_in_use_is_refused_before_any_check(tmp_path, counted):
     records, out = written(tmp_path / "u", a="wrong"), tmp_path / "runs/o"
-    with pytest.raises(InputError, match="1 of 1 records are wrong"):
+    with pytest.raises(InputError, match="1 of 1 record is wrong"):
         look(records, out=out)
     counted.clear()
     with pytest.raises(InputError, match="holds another federation"):
@@ -448,7 +448,7 @@ def test_a_directory_of_another_federation_or_in_use_is_refused_before_any_check
     with RunDirectory(out, FEDERATION).locked(), pytest.raises(InputError, match="another run is writing"):
         look(records, out=out)
     assert counted == []
-    with pytest.raises(InputError, match="1 of 1 records are wrong"):
+    with pytest.raises(InputError, match="1 of 1 record is wrong"):
         look(records, out=out, tolerance=0.3, force=True)
 
 

@@ -208,7 +208,7 @@ def test_validation_is_no_training(tmp_path):
     assert not records(tmp_path)
 
 
-def test_the_servers_recorder_sees_what_the_client_sent(tmp_path):
+def test_the_servers_recorder_sees_what_the_client_sent(tmp_path, capsys):
     from medpfl.integrations.nvflare import Recorder
 
     state, work = arrays(apps.make_model()), working()
@@ -219,6 +219,22 @@ def test_the_servers_recorder_sees_what_the_client_sent(tmp_path):
     (one,), (other,) = records(tmp_path / "client"), records(tmp_path / "server")
     assert all(torch.equal(one.update.tensors[k], other.update.tensors[k]) for k in one.update.tensors)
     assert (one.source.place, other.source.place) == ("client", "server")
+    told = capsys.readouterr().err
+    assert "the server's record has no training steps" in told
+    assert "give plan= to the component" in told
+
+
+def test_pixels_are_those_that_were_stated(tmp_path):
+    from medpfl.core.records.origin import Pixels
+    from medpfl.integrations.nvflare import Recorder
+
+    stated = {"mean": [0.5], "std": [0.25]}
+    made = [Recorder(str(tmp_path), pixels=stated) for _ in range(2)]
+    Site(made[:1], made[1:]).round(arrays(apps.make_model()), working())
+    (one,) = records(tmp_path)
+    assert (one.pixels, one.pixels.inferred) == (Pixels(mean=(0.5,), std=(0.25,)), False)
+    with pytest.raises(InputError, match="all above 0"):
+        Recorder("x", pixels={"mean": [0.5], "std": [0.0]})
 
 
 @pytest.mark.parametrize(

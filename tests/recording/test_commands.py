@@ -128,6 +128,14 @@ def test_safetensors_and_no_model_and_no_truth(site, run):
     assert not (site / "out" / "private-truth").exists()
 
 
+@pytest.mark.parametrize(("content", "reason"), [(b"", "the file is empty"), (b"hello", "another kind, or damaged")])
+def test_a_file_that_is_no_checkpoint_is_named_in_words(site, run, content, reason):
+    (site / "after.pt").write_bytes(content)
+    status, _, err = recorded(site, run)
+    assert status == 2
+    assert f"{reason})" in err
+
+
 class Evil:
     def __reduce__(self):
         return Path.touch, (Path("evil-ran"),)
@@ -150,6 +158,9 @@ def test_a_checkpoint_with_code_is_refused(site, run, monkeypatch):
     [
         (("--mean", "0.5"), "--mean and --std belong together"),
         (("--mean", "x", "--std", "1"), "--mean is x: give a number for each channel"),
+        (("--mean", "0.5", "--std", "0"), "--std is 0: pixels are divided by it"),
+        (("--mean", "0.5,0.5", "--std", "1"), "--mean has 2 numbers and --std 1"),
+        (("--mean", "0.5,0.5,0.5", "--std", "1,1,1"), "have 3 numbers, but the images 1 channel"),
         (("--local-images", "4"), "--local-images is 4, but --truth holds 2 images"),
         (("--nesterov",), "nesterov needs a momentum"),
         (("--model", "LeNet('cpl')"), "the state before the training has no"),
@@ -168,6 +179,52 @@ def test_other_states_are_refused(site, run):
     status, _, err = run("record", site / "before.pt", site / "after.pt", *truth, *PLAN, "--out", site / "out")
     assert status == 2
     assert "'x' is only in the state before the training" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--model", "LeNet('idlg', classes=3)"), "the record does not fit the model"),
+        (("--channels", "3"), "it fails in layer '0' (Conv2d). It takes images with --channels 1"),
+    ],
+)
+@pytest.mark.parametrize("machine", [(), ("--json",)])
+def test_a_failed_attempt_leaves_nothing(site, run, words, message, machine):
+    """What can be checked is checked before a record and private images are written."""
+    model = site / "plain.py"
+    made = "LeNet('idlg').build((1, 16, 16), 2, 0)"
+    model.write_text(f"from medpfl.models import LeNet\n\ndef net():\n    return {made}\n")
+    words = words if "--model" in words else (*words, "--model", f"{model}:net")
+    status, _, err = recorded(site, run, *words, *machine)
+    assert status == 2
+    assert message in " ".join(err.split())
+    assert not (site / "out").exists()
+
+
+@pytest.mark.parametrize("truth", [True, False])
+def test_equal_checkpoints_are_named(site, run, truth):
+    words = ("record", site / "after.pt", site / "after.pt", "--out", site / "out")
+    status, _, err = recorded(site, run, before="after.pt") if truth else run(*words)
+    assert status == 2
+    assert "the two checkpoints hold equal parameters" in err
+    assert not (site / "out").exists()
+
+
+def test_a_record_goes_with_its_truth(site, run, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("medpfl.core.records.truth.put", full)
+    assert recorded(site, run)[0] == 2
+    assert [path for path in (site / "out").rglob("*") if path.is_file()] == []
+
+
+def test_a_wrong_record_is_kept_and_the_folder_with_images_is_named(site, run):
+    for machine in ((), ("--json",)):
+        status, _, err = recorded(site, run, "--learning-rate", "1.0", *machine)
+        assert status == 2
+        assert f"its private images in '{site / 'out' / 'private-truth'}'" in err
+        assert f"medpfl forget {site / 'out'}" in err
 
 
 @pytest.mark.slow
@@ -191,6 +248,21 @@ def test_inspect_alone(site, run):
     assert status == 0
     assert "SGD(lr=0.1)" in out
     assert "not verifiable beyond" in out.lower()
+
+
+def test_the_truth_in_its_place_is_used_and_named(site, run):
+    recorded(site, run)
+    record, truth = files(site)
+    status, out, err = run("inspect", record, *MODEL)
+    assert (status, "This record is right." in out) == (0, True)
+    assert f"note: the truth is '{truth}', in its place beside the record" in err
+    status, out, err = run("audit", record, *MODEL, "--attack", "iDLG(steps=1)", "--dry-run")
+    assert status == 0
+    assert f"note: the truth is '{truth}'" in err
+    truth.unlink()
+    status, _, err = run("audit", record, *MODEL, "--attack", "iDLG(steps=1)", "--dry-run")
+    assert status == 2
+    assert "no truth file of its name lies in private-truth beside it" in err
 
 
 @pytest.mark.slow
@@ -255,4 +327,4 @@ def test_images_resized_by_other_software_are_refused_with_the_remedy(site, run)
     assert status or difference < 1e-3 or "could not be verified" in out
     if difference > 1e-3:
         assert "resized or read by other software" in " ".join(out.split())
-        assert "truth=True" in out
+        assert "give --truth the pixels at the model's own size" in " ".join(out.split())

@@ -78,7 +78,7 @@ def more_epochs(batch, norm):
 
 def fewer_epochs(batch, norm):
     own = site(batch, norm=norm, epochs=1)
-    return own.case(planned(own.record, epochs=2)), "the client trained for 1 epochs, not 2"
+    return own.case(planned(own.record, epochs=2)), "the client trained for 1 epoch, not 2"
 
 
 def momentum(batch, norm):

@@ -26,7 +26,8 @@ from medpfl.core.threat import HONEST, ThreatModel
 from medpfl.data.images import LabelledImages
 from medpfl.engines.choice import ready
 from medpfl.inputs.parts import attacks_of, defenses_given, is_record, model_of, partition_of
-from medpfl.inputs.spelling import is_pattern
+from medpfl.inputs.spelling import is_pattern, path_of
+from medpfl.recording.folder import truth_given
 from medpfl.runs.outlook import Outlook
 from medpfl.runs.pulse import pulsing
 
@@ -181,8 +182,12 @@ def _record_of(experiment: Experiment) -> RecordCase | None:
         raise InputError("this audits one case, but a realism meter was asked for: use medpfl.realism")
     if not is_record(experiment.data):
         return None
-    if experiment.truth is None:
-        raise InputError("a record holds no images: set --truth to the folder with the images behind it")
+    truth = truth_given(experiment.truth, path_of(str(experiment.data)))
+    if truth is None:
+        raise InputError(
+            "a record holds no images, and no truth file of its name lies in private-truth beside it: set --truth to "
+            "the folder with the images behind it, or to that file"
+        )
     if experiment.weights is not None:
         raise InputError("a record holds the client's initial weights: leave out --weights")
-    return RecordCase(experiment.data, experiment.truth, **record_options(experiment))
+    return RecordCase(experiment.data, truth, **record_options(experiment))

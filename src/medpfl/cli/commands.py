@@ -22,7 +22,7 @@ from medpfl.core.experiments.evaluation import Evaluating
 from medpfl.core.experiments.experiment import Demo, Experiment
 from medpfl.core.experiments.frontier import Frontier
 from medpfl.core.experiments.training import Training
-from medpfl.core.messages import say
+from medpfl.core.messages import counted, say
 from medpfl.core.progress import phase
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, of_frontier
 from medpfl.reproduction.experiments import EXPERIMENTS
@@ -115,7 +115,7 @@ def _perform(experiment: Experiment, given: Namespace) -> int:
 
 
 def _compare(given: Namespace, words: list[str]) -> int:
-    with working(f"comparison of {len(given.runs)} audits", given.quiet):
+    with working(f"comparison of {counted(len(given.runs), 'audit')}", given.quiet):
         with phase(LOADING):
             from medpfl.auditing.report import compare
             from medpfl.reporting.terminal import print_comparison

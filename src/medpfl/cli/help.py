@@ -44,7 +44,7 @@ EXAMPLES = {
         "audit path/to/images --model path/to/model.py:make_model --weights model.safetensors --dry-run",
         'audit path/to/images --defense "LaplaceNoise(scale=geom(0.001, 0.1, 3))" --fail-on leaks',
         "audit path/to/images --model runs/train --realism --out runs/realism",
-        "audit records/update-1.safetensors --truth records/private-truth --model path/to/model.py:make_model",
+        "audit records/update-1.safetensors --model path/to/model.py:make_model",
     ),
     "check-model": ('check-model "ResNet(18)" --image-shape 1,64,64', "check-model path/to/model.py:make_model --json"),
     "compare": ("compare runs/a runs/b --page runs/comparison.html",),
@@ -57,7 +57,7 @@ EXAMPLES = {
     "frontier": (
         'frontier images.npz --defense "LaplaceNoise(scale=geom(0.0001, 0.01, 5))" --limit "asr<=0.05" --out runs/f',
     ),
-    "inspect": ("inspect records/update-1.safetensors --truth records/private-truth --model model.py:make_model",),
+    "inspect": ("inspect records/update-1.safetensors --model model.py:make_model",),
     "list": ("list", "list defenses", "list iDLG"),
     "record": ("record before.pt after.pt --truth path/to/images --batch-size 8 --learning-rate 0.1",),
     "report": ("report runs/mine",),

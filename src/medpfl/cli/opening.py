@@ -13,6 +13,7 @@ from medpfl.core.experiments.inspection import Inspection
 from medpfl.core.experiments.limits import USUAL_IMAGES
 from medpfl.core.experiments.recording import Forgetting, Looking, Recording
 from medpfl.core.experiments.training import Training
+from medpfl.core.messages import counted
 from medpfl.core.plan import Plan
 from medpfl.core.spec import expand
 from medpfl.reproduction.experiments import EXPERIMENTS
@@ -64,7 +65,7 @@ def _standard(minutes: float, about: str = "") -> str:
 
 def _of_frontier(asked: Frontier) -> str:
     count = len([one for text in asked.defense for one in expand(text)]) + 1
-    trainings = f"{count * asked.seeds} trainings with {_rounds(asked)}"
+    trainings = f"{counted(count * asked.seeds, 'training')} with {_rounds(asked)}"
     return f"frontier of {asked.model} with {_data(asked.data)}: {trainings}, {_defenses(asked.defense)}; then audits"
 
 
@@ -85,7 +86,7 @@ def _images(images: int | None, plan: Plan) -> str:
 
 
 def _rounds(asked: Training) -> str:
-    return f"{asked.schedule.rounds} rounds of {asked.plan.algorithm}"
+    return f"{counted(asked.schedule.rounds, 'round')} of {asked.plan.algorithm}"
 
 
 def _attacks(specs: Sequence[str]) -> str:

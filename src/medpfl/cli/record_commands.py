@@ -15,7 +15,7 @@ from medpfl.cli.running import LOADING, working
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.inspection import Inspection
 from medpfl.core.experiments.recording import Forgetting, Looking, Recording
-from medpfl.core.messages import say
+from medpfl.core.messages import counted, say
 from medpfl.core.progress import phase
 from medpfl.core.records.view import RecordView
 
@@ -60,6 +60,8 @@ def _record(given: Namespace, words: list[str]) -> int:
             from medpfl.recording.states import perform_recording
 
         made = perform_recording(asked)
+    if made.view.verdict == "wrong":
+        say(f"note: {_kept(asked.out, made.written.truth)}")
     if given.json:
         files = [str(path) for path in made.written if path is not None]
         status = BAD_INPUT if made.view.verdict == "wrong" else DONE
@@ -70,6 +72,16 @@ def _record(given: Namespace, words: list[str]) -> int:
         if made.written.truth is not None:
             say(f"wrote {made.written.truth}: private images, for this site only, until {made.expires}", sys.stdout)
     return _shown(made.view, given.quiet)
+
+
+def _kept(folder: str, truth: Path | None) -> str:
+    """Return the note on a wrong record that was written, so that its files do not stay behind unnoticed."""
+    if truth is None:
+        return f"the wrong record was kept in '{folder}': delete it, or later audits of this folder stop at it"
+    return (
+        f"the wrong record was kept in '{folder}', and its private images in '{truth.parent}': delete both files "
+        f"before you repeat the command ('medpfl forget {folder}' deletes all truth files there, but no record)"
+    )
 
 
 def _inspect(given: Namespace, words: list[str]) -> int:
@@ -110,8 +122,7 @@ def _forget(given: Namespace, words: list[str]) -> int:
     if given.json:
         print_json({"kind": "forget", "deleted": found.deleted, "remaining": len(found.remaining), "status": DONE})
         return DONE
-    files = "1 truth file" if found.deleted == 1 else f"{found.deleted} truth files"
-    print(f"deleted {files}. Backups and snapshots of the disk may still hold them.")
+    print(f"deleted {counted(found.deleted, 'truth file')}. Backups and snapshots of the disk may still hold them.")
     for path in found.remaining:
         say(f"remains: {path}", sys.stdout)
     return DONE

@@ -55,6 +55,7 @@ def plain(text: str, known: Sequence[str] = ()) -> str:
         return f"{said}; {near}" if near.startswith("did") else said
     names = {
         "report.out": "the run directory",
+        "compare.runs": "the run directories, two or more",
         "check-model.model": "the model",
         "record.before": "the state before the training",
         "record.after": "the state after the training",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from hashlib import sha256
@@ -22,7 +23,7 @@ from medpfl.federation.folders import Entry
 from medpfl.runs.cloak import Cloak
 from medpfl.runs.study_key import Key
 
-__all__ = ["Checks", "Facts", "Problems", "check_alike", "check_all", "facts_of"]
+__all__ = ["Checks", "Facts", "Problems", "check_alike", "check_all", "facts_of", "labelled"]
 
 _NAMED = 50
 _MAY_DIFFER = ("local_images", "batch_size", "learning_rate", "sends")
@@ -73,7 +74,8 @@ class Problems:
         if self.found:
             why = "wrong or cannot be attacked as asked, so no attack was run"
             lines = listed(list(self.found.values()), _NAMED)
-            raise InputError(f"{len(self.found)} of {total} records are {why}:{lines}")
+            some = "record is" if total == 1 else "records is" if len(self.found) == 1 else "records are"
+            raise InputError(f"{len(self.found)} of {total} {some} {why}:{lines}")
 
 
 def facts_of(path: Path) -> tuple[int | None, Facts]:
@@ -81,6 +83,15 @@ def facts_of(path: Path) -> tuple[int | None, Facts]:
     about(path.parent)
     record = read(path)
     return None if record.source is None else record.source.round, Facts.of(record)
+
+
+def labelled(site: str, path: Path) -> str:
+    """Return a record's site and, if the file can be read and tells it, its round: paths may be hidden."""
+    with suppress(InputError):
+        source = Record.load(path).source
+        if source is not None and source.round is not None:
+            return f"{site}, round {source.round}"
+    return site
 
 
 def _difference(one: Facts, other: Facts) -> str:

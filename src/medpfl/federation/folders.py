@@ -11,7 +11,7 @@ from medpfl.core.errors import InputError, private
 from medpfl.core.messages import about
 from medpfl.core.records.masked import Masked
 from medpfl.core.records.record import Record
-from medpfl.core.records.truth import FOLDER, Truth, digest_of
+from medpfl.core.records.truth import FOLDER, Truth, digest_of, truth_beside
 from medpfl.inputs.spelling import is_pattern, is_there, matching, path_of
 from medpfl.runs.study_key import Key
 
@@ -172,7 +172,6 @@ def truth_of(entry: Entry, given: Path | None, clients: int = 1) -> Path | tuple
         clients: number of clients whose updates are averaged in the record.
     """
     path, same = entry.path, "" if entry.round is None else f"round-{entry.round:04d}-*{_SUFFIX}"
-    beside = path.parent / FOLDER / path.name
     if clients > 1:
         found = tuple(sorted(filter(Truth.is_one, (given or path.parent).rglob(same)))) if same else ()
         return found if len(found) == clients else None
@@ -188,7 +187,7 @@ def truth_of(entry: Entry, given: Path | None, clients: int = 1) -> Path | tuple
                 return of_round[0]
         if own.is_dir() and not any(map(Truth.is_one, own.rglob("*" + _SUFFIX))):
             return own
-    return beside if Truth.is_one(beside) else None
+    return truth_beside(path)
 
 
 def _in_folder(folder: Path, pattern: str) -> Iterator[Path]:

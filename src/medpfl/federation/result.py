@@ -111,16 +111,20 @@ class Federation:
         """The settings that all records share, with the number of all their images."""
         first = self.records[0].report.settings
         images = len({row.image for one in self.records for row in one.report.rows})
-        own = {name: first.experiment[name] for name in ("model", "attacks", "memory_gib") if name in first.experiment}
+        own = {name: first.experiment[name] for name in ("attacks", "memory_gib") if name in first.experiment}
+        models = dict.fromkeys(str(one.report.settings.experiment.get("model")) for one in self.records)
         plans = dict.fromkeys(str(one.report.settings.experiment.get("plan")) for one in self.records)
         experiment = {
+            "model": "; or ".join(models),  # images may enter it in other ranges
             **own,
             "records": len(self.records),
             "sites": len(self.sites),
             "images": images,
             "plans": [*plans],
         }
-        bare = replace(first, experiment=experiment, data={}, notes=(), bounds=None, disclosure={})
+        every = [one.report.settings for one in self.records]
+        model = {k: value for k, value in first.model.items() if all(one.model.get(k) == value for one in every)}
+        bare = replace(first, experiment=experiment, model=model, data={}, notes=(), bounds=None, disclosure={})
         return replace(bare, record=None if first.record is None else {"defense": first.record.get("defense")})
 
     def verdicts(self) -> dict[str, str]:

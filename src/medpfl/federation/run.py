@@ -17,9 +17,9 @@ from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.limits import shortened
 from medpfl.core.experiments.settings import Json
 from medpfl.core.experiments.signatures import taking
-from medpfl.core.messages import say
+from medpfl.core.messages import counted, say
 from medpfl.federation.basis import basis_of
-from medpfl.federation.checks import Checks, Facts, Problems, check_alike, check_all, facts_of
+from medpfl.federation.checks import Checks, Facts, Problems, check_alike, check_all, facts_of, labelled
 from medpfl.federation.folders import MEAN, NAME, SITE, Entry, Files, entries, files_at, sites_of, truth_of
 from medpfl.federation.result import FEDERATION, Audited, Federation, written
 from medpfl.inputs.spelling import path_of
@@ -222,7 +222,7 @@ def _prepared(
         try:
             held[path] = facts_of(path)
         except InputError as error:
-            problems.add(sites[path.parent], path, error)
+            problems.add(labelled(sites[path.parent], path), path, error)
     of_means = {path for path, (_, facts) in held.items() if facts.clients > 1}
     named = {path: MEAN if path in of_means else sites[path.parent] for path in held}
     every = entries({path: number for path, (number, _) in held.items()}, named)
@@ -237,7 +237,7 @@ def _prepared(
     if not whole:
         raise InputError(f"no record can be audited: {_without(bare, len(every))}")
     if files.masked:
-        say(f"note: {len(files.masked)} masked messages are left out, because alone, each is random numbers")
+        say(f"note: {counted(len(files.masked), 'masked message')} left out: alone, each is random numbers")
     return _Todo(whole, checks, tuple(map(str, bare)), len(files.masked), held[whole[0].path][1].clients)
 
 
@@ -273,9 +273,10 @@ def _checks(case: FederationCase, key: Key, directory: RunDirectory | None) -> C
 
 def _without(bare: Sequence[Entry], total: int) -> str:
     named = ", ".join(f"{one} ('{private(one.path)}')" for one in bare[:5]) + ("" if len(bare) <= 5 else ", ...")
+    have = f"{counted(total, 'record')} {'has' if len(bare) == 1 else 'have'} no truth"
     return (
-        f"{len(bare)} of {total} records have no truth, so they can be neither verified nor attacked: {named}. A truth "
-        "file has its record's name and lies in private-truth beside it, or in the folder of the site in --truth DIR"
+        f"{len(bare)} of {have}, so they can be neither verified nor attacked: {named}. A truth file has its record's "
+        "name and lies in private-truth beside it, or in the folder of the site in --truth DIR"
     )
 
 

@@ -23,7 +23,7 @@ from medpfl.models.sized import built
 from medpfl.models.weights import check_finite, check_plain, load_weights
 from medpfl.models.wrapped import unwrapped
 
-__all__ = ["check_network", "check_trainable", "label_shape_of", "mapping_pixels", "network_of"]
+__all__ = ["check_network", "check_taken", "check_trainable", "label_shape_of", "mapping_pixels", "network_of"]
 
 
 def network_of(
@@ -111,7 +111,7 @@ def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan, 
         InputError: the model does not accept the images, does not return finite logits (N, K) with K >= `classes`,
             modifies what it must not modify (`medpfl.inputs.writes`), or draws random numbers of its own.
     """
-    logits = _taken(network, images, plan)
+    logits = check_taken(network, images, plan.mode == "train")
     if isinstance(logits, Tensor) and len(logits) == len(images) and logits.shape[2:] == images.shape[2:]:
         if not masks:
             raise InputError(
@@ -137,8 +137,13 @@ def check_network(network: nn.Module, images: Tensor, classes: int, plan: Plan, 
     return outputs
 
 
-def _taken(network: nn.Module, images: Tensor, plan: Plan) -> Any:
-    """Return what a model makes of images, in the plan's mode.
+def check_taken(network: nn.Module, images: Tensor, training: bool) -> Any:
+    """Return what a model makes of images.
+
+    Args:
+        network: the model; its mode is set, and its buffers may change.
+        images: (N, C, H, W).
+        training: True runs it in train mode.
 
     Raises:
         InputError: the model does not take them; the message names the layer that failed, and an option under which
@@ -146,7 +151,7 @@ def _taken(network: nn.Module, images: Tensor, plan: Plan) -> Any:
     """
     try:
         with explained(f"the model does not take images of shape {tuple(images.shape)}"), torch.no_grad():
-            network.train(plan.mode == "train")
+            network.train(training)
             return network(images.clone())  # which the model may write into
     except InputError as error:
         raise InputError(f"{error}{_failing(network, images)}{_remedy(network, images)}") from error

@@ -29,7 +29,8 @@ class Entering(Model):
 
     def __repr__(self) -> str:
         offset, scale = (",".join(f"{v:.6g}" for v in numbers) for numbers in (self.pixels.offset, self.pixels.scale))
-        return f"{self.model!r} on (x - {offset}) / {scale}"
+        told = " (inferred from the images' values)" if self.pixels.inferred else ""
+        return f"{self.model!r} on (x - {offset}) / {scale}{told}"
 
     def build(self, image_shape: tuple[int, ...], num_classes: int, seed: int) -> nn.Module:
         """Return the client's network with a hook that maps its input."""

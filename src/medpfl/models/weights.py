@@ -89,15 +89,22 @@ def read_state(path: Path) -> Mapping[str, Tensor]:
         with warnings.catch_warnings(action="ignore"):  # about odd tensors, which are refused below
             held = load_file(path) if plain else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch fails on a damaged file in every way there is
-        code = "Weights only load failed" in str(error)
-        reason = (
-            "it holds more than tensors, and loading that could run code" if code else str(error).partition("\n")[0]
-        )
         raise InputError(
             f"'{path}' is not a weights file: it must be safetensors, or a state dict saved with "
-            f"torch.save(model.state_dict(), path) and nothing else ({reason})"
+            f"torch.save(model.state_dict(), path) and nothing else ({_unread(path, error)})"
         ) from None
     return _checked(held if plain else _state_in(held, path), path)
+
+
+def _unread(path: Path, error: Exception) -> str:
+    """Return why a file could not be read, in words: torch also fails with a bare number, or with nothing."""
+    if not path.stat().st_size:
+        return "the file is empty"
+    said = str(error)
+    if "Weights only load failed" in said:
+        return "it holds more than tensors, and loading that could run code"
+    first = said.partition("\n")[0]
+    return first if " " in first else "it is of another kind, or damaged"
 
 
 def _state_in(held: Any, path: Path) -> Mapping[Any, Any]:

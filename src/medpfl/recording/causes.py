@@ -13,23 +13,26 @@ import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError
+from medpfl.core.messages import counted
 from medpfl.core.records.steps import Step, Steps
 from medpfl.core.types import Tensors, Weights
-from medpfl.recording.check import DRAWS, Case, Cause
+from medpfl.recording.check import DRAWS, Case, Cause, from_checkpoints, watching
 from medpfl.recording.fits import Fit, changed, factor_of, fit_of, tried
 from medpfl.recording.replay import Replayed
 
-__all__ = ["PLAN", "causes", "ranges"]
+__all__ = ["PLAN", "SWAPPED", "causes", "ranges", "swapped"]
 
 _FACTORS = (10, 0.1, 100, 0.01, 1000, 0.001, 2, 0.5, 5, 0.2, 4, 0.25, 3, 1 / 3, 20, 0.05, 50, 0.02)
 _MOMENTA = (0.0, 0.9, 0.5, 0.99, 0.95, 0.8, 0.7, 0.98)
 _DECAYS = (0.0, 1e-4, 5e-4, 1e-3, 1e-2, 1e-5, 0.1)
 PLAN = "give the plan that the client followed"
+SWAPPED = Cause("the checkpoints are in the wrong order", "give the state before the training first")
 
 
 def causes(case: Case, made: Sequence[Replayed]) -> Iterator[Fit]:
     """Yield the fit of each likely cause, cheap ones first. One under which torch cannot train is no cause."""
     kinds = (
+        swapped(case),
         _of_signs(case, made),
         _of_numbers(case),
         _of_epochs(case),
@@ -45,10 +48,21 @@ def causes(case: Case, made: Sequence[Replayed]) -> Iterator[Fit]:
             yield from kind
 
 
+def swapped(case: Case) -> Iterator[Fit]:
+    """Yield the fit of a training from the state after it to the one before: two checkpoints may be swapped."""
+    start, sent = case.record.weights, case.record.update
+    if not from_checkpoints(case.record):
+        return
+    after = {k: (t.double() + sent.tensors[k].double()).to(t) for k, t in start.parameters.items()}
+    made = case.replays(weights=Weights(after, {**start.buffers, **(sent.buffers or {})}))
+    yield fit_of(SWAPPED, _times(sent.tensors, -1), made)
+
+
 def _of_signs(case: Case, made: Sequence[Replayed]) -> Iterator[Fit]:
     sent, start = case.record.update.tensors, case.record.weights.parameters
-    minus = {k: -t for k, t in sent.items()}
-    yield fit_of(Cause("the sign is flipped: old minus new weights", "send new minus old weights"), minus, made)
+    if not from_checkpoints(case.record):
+        flipped = Cause("the sign is flipped: old minus new weights", "send new minus old weights")
+        yield fit_of(flipped, _times(sent, -1), made)
     less = {k: t.double() - start[k].double() for k, t in sent.items()}
     remedy = "record the difference, or use 'medpfl record before after', which forms it"
     yield fit_of(Cause("the record holds the new weights in place of their difference", remedy), less, made)
@@ -106,7 +120,7 @@ def _of_epochs(case: Case) -> Iterator[Fit]:
         if 1 <= epochs != plan.epochs:
             modes = case.steps.steps[0].modes
             steps = [replace(step, modes=modes) for step in Steps.of(replace(plan, epochs=epochs)).steps]
-            cause = f"the client trained for {epochs} epochs, not {plan.epochs}"
+            cause = f"the client trained for {counted(epochs, 'epoch')}, not {plan.epochs}"
             yield tried(case, Cause(cause, PLAN), case.replays(steps=steps, draws=2 * DRAWS))
 
 
@@ -163,12 +177,13 @@ def _of_labels(case: Case) -> Iterator[Fit]:
 
 def _of_pixels(case: Case) -> Iterator[Fit]:
     """Yield the fit of pixels in another range."""
-    for cause, images in ranges(case.truth.images):
+    for cause, images in ranges(case):
         yield tried(case, cause, case.replays(images=images))
 
 
-def ranges(x: Tensor) -> Iterator[tuple[Cause, Tensor]]:
+def ranges(case: Case) -> Iterator[tuple[Cause, Tensor]]:
     """Yield the images in other ranges that loaders give them."""
+    x = case.truth.images
     grays = x.shape[1] == 1
     mean, std = ([0.449], [0.226]) if grays else ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     view = (1, -1, *[1] * (x.ndim - 2))
@@ -187,8 +202,8 @@ def ranges(x: Tensor) -> Iterator[tuple[Cause, Tensor]]:
         ranges["ImageNet's normalization"] = lambda: (x - torch.tensor(mean).view(view)) / torch.tensor(std).view(view)
     for words, change in ranges.items():
         cause = f"the pixels entered the model in another range ({words})"
-        remedy = "state how pixels enter the model (pixels=..., or --mean and --std), or record with truth=True"
-        yield Cause(cause, remedy), change()
+        remedy = "state how pixels enter the model (pixels=..., or --mean and --std)"
+        yield Cause(cause, remedy + watching(case.record, ", or record with truth=True")), change()
 
 
 def _of_fits(case: Case) -> Iterator[Fit]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from medpfl.core.errors import InputError
+from medpfl.core.records.origin import CHECKPOINTS
 from medpfl.core.records.record import Record
 from medpfl.core.records.steps import Step, Steps
 from medpfl.core.records.truth import Truth
@@ -20,7 +21,7 @@ from medpfl.core.user_code.strangers import explained
 from medpfl.recording.folder import Neighbors
 from medpfl.recording.replay import Replayed, replay
 
-__all__ = ["DRAWS", "Case", "Cause", "Check", "acting_in"]
+__all__ = ["DRAWS", "EQUAL", "Case", "Cause", "Check", "acting_in", "from_checkpoints", "is_zero", "watching"]
 
 _SEED = 7_340_033
 DRAWS, _FEW = 6, 3
@@ -36,6 +37,12 @@ class Cause:
 
     def __str__(self) -> str:
         return f"{self.text}: {self.remedy}" if self.remedy else self.text
+
+
+EQUAL = Cause(
+    "the update is exactly zero: the weights before the training and after it are equal",
+    "record the weights before the training, and the update that the client sends after it",
+)
 
 
 @dataclass(frozen=True)
@@ -161,6 +168,21 @@ class Case:
                 known += torch.randperm(count).tolist()
             yield torch.tensor(known[place : place + step.images], dtype=torch.long)
             place += step.images
+
+
+def is_zero(record: Record) -> bool:
+    """Return True if an update is exactly zero."""
+    return not any(bool(t.any()) for t in record.update.tensors.values())
+
+
+def from_checkpoints(record: Record) -> bool:
+    """Return True if a record was made from two states of a model, of which one may have been taken for the other."""
+    return record.source is not None and record.source.framework == CHECKPOINTS
+
+
+def watching(record: Record, text: str) -> str:
+    """Return a remedy that needs a watch around the loop; ``""`` for checkpoints, whose owner may not have the loop."""
+    return "" if from_checkpoints(record) else text
 
 
 def acting_in(record: Record) -> tuple[str, ...]:

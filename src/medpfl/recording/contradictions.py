@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -11,10 +12,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medpfl.core.errors import InputError
+from medpfl.core.messages import counted
 from medpfl.core.records.record import Record
 from medpfl.core.records.steps import Steps
 from medpfl.core.records.truth import Truth
-from medpfl.recording.check import Cause
+from medpfl.recording.causes import PLAN, SWAPPED
+from medpfl.recording.check import Cause, from_checkpoints
 from medpfl.recording.last_bias import bias_contradictions
 from medpfl.recording.replay import counters
 from medpfl.recording.tracing import Trace, traced
@@ -50,8 +53,8 @@ def looked(record: Record, network: nn.Module | None = None, truth: Truth | None
     if not record.steps.are_known:
         return Look(None, tuple(_told(record)))
     trace = None if network is None else _trace(record, network, truth)
-    if (counted := next(_of_counters(record, trace), None)) is not None:
-        return Look(counted, counted=True)
+    if (told := next(_of_counters(record, trace), None)) is not None:
+        return Look(told, counted=True)
     wrong = next(_of_moments(record, network, trace), None)
     if wrong is None and trace is not None:
         wrong = next(bias_contradictions(record, trace.bias, trace.outputs, truth), None)
@@ -70,10 +73,10 @@ def _trace(record: Record, network: nn.Module, truth: Truth | None) -> Trace | N
 def _told(record: Record, trace: Trace | None = None) -> Iterator[str]:
     """Yield what agrees."""
     after, before = counters(record.update.buffers or {}), counters(record.weights.buffers)
-    counted = {float(t - before[name]) for name, t in after.items() if name in before and t.numel() == 1}
-    if len(counted) == 1:
+    steps = {float(t - before[name]) for name, t in after.items() if name in before and t.numel() == 1}
+    if len(steps) == 1 and not next(iter(steps)) % 1:
         same = ", as the plan does" if record.steps.are_known else ""
-        yield f"batch norm's counters state {counted.pop():g} steps{same}"
+        yield f"batch norm's counters state {counted(round(steps.pop()), 'step')}{same}"
     known = [] if trace is None else [name for name, one in trace.entries.items() if _is_known(one.range)]
     if any(f"{name}.running_mean" in (record.update.buffers or {}) for name in known):
         yield "batch norm's means and variances lie in the range that pixels and weights allow"
@@ -104,8 +107,8 @@ def _counted(record: Record, name: str, before: float, after: float, calls: int)
             "record one client's update before the server averages",
         )
         return
-    counted = int(after) - int(before)
-    if counted == expected or (_accumulates(record.steps) and counted > expected):  # passes may be left over at the end
+    steps = int(after) - int(before)
+    if steps == expected or (_accumulates(record.steps) and steps > expected):  # passes may be left over at the end
         return
     if int(after) == expected and int(before):
         yield Cause(
@@ -114,7 +117,13 @@ def _counted(record: Record, name: str, before: float, after: float, calls: int)
             "record the buffers' values after the training",
         )
         return
-    yield Cause(_steps_cause(record, counted, expected, name), "give the plan that the client followed")
+    said = f"the counter '{name}' says {counted(steps, 'step')}, the record's plan {expected}"
+    if steps < 0:
+        other = Cause("the weights before the training are those of a later round", "record those that the client got")
+        cause = SWAPPED if from_checkpoints(record) else other
+        yield replace(cause, text=f"{cause.text} ({said})")
+        return
+    yield Cause(_steps_cause(record, steps, expected, said), PLAN)
 
 
 def _updates(steps: Steps, layer: str) -> int:
@@ -126,13 +135,12 @@ def _accumulates(steps: Steps) -> bool:
     return any(step.passes > 1 for step in steps.steps)
 
 
-def _steps_cause(record: Record, counted: int, expected: int, name: str) -> str:
-    said = f"the counter '{name}' says {counted} steps, the record's plan {expected}"
+def _steps_cause(record: Record, steps: int, expected: int, said: str) -> str:
     per_epoch = _per_epoch(record)
-    if counted == 0:
+    if steps == 0:
         return f"the weights before the training are those of another round, or the layer was in eval mode ({said})"
-    if per_epoch and counted % per_epoch == 0 and counted > 0:
-        return f"the client trained for {counted // per_epoch} epochs, not {expected // per_epoch} ({said})"
+    if per_epoch and steps % per_epoch == 0 and steps > 0:
+        return f"the client trained for {counted(steps // per_epoch, 'epoch')}, not {expected // per_epoch} ({said})"
     return said
 
 
@@ -203,8 +211,8 @@ def _old_share(record: Record, layer: str, module: _BatchNorm | None, trace: Tra
         return None
     if module.momentum is not None:
         return (1 - module.momentum) ** updates if 0 <= module.momentum <= 1 else None
-    counted = record.weights.buffers.get(f"{layer}.num_batches_tracked")
-    return None if counted is None else int(counted) / (int(counted) + updates)
+    passed = record.weights.buffers.get(f"{layer}.num_batches_tracked")
+    return None if passed is None else int(passed) / (int(passed) + updates)
 
 
 def _batches(steps: Steps) -> Iterator[int]:

@@ -8,21 +8,20 @@ from dataclasses import replace
 import torch
 
 from medpfl.core.errors import InputError
+from medpfl.core.messages import counted
 from medpfl.core.types import Weights
-from medpfl.recording.causes import PLAN, causes, ranges
-from medpfl.recording.check import Case, Cause
+from medpfl.recording.causes import PLAN, causes, ranges, swapped
+from medpfl.recording.check import Case, Cause, watching
 from medpfl.recording.contradictions import looked
 from medpfl.recording.fits import FITS, Fit, cosine_of, factor_of
 from medpfl.recording.replay import Replayed, buffer_gaps, gap
 
-__all__ = ["BUFFERS", "best", "buffer_cause", "diagnose", "length_cause"]
+__all__ = ["BUFFERS", "best", "buffer_cause", "diagnose", "length_cause", "order_cause"]
 
+_BETTER = 0.7
+"""Largest share of a record's difference that is left if its states were swapped; above 1 for all right records."""
 BUFFERS = 1e-3
 """Relative difference up to which a buffer is that of the replay."""
-_WATCH = (
-    "record with truth=True, which keeps the pixels as they enter the model, or give --truth the pixels at the model's "
-    "own size"
-)
 
 
 def diagnose(case: Case, made: Sequence[Replayed], difference: float, known: Cause | None = None) -> Cause:
@@ -55,14 +54,13 @@ def best(case: Case, made: Sequence[Replayed], difference: float) -> Fit | None:
 def _unexplained(case: Case, made: Sequence[Replayed], difference: float) -> Cause:
     """Return what can be said if no cause explains a record: slightly different pixels, or several candidates."""
     sent = case.record.update.tensors
-    if not any(bool(t.any()) for t in sent.values()):
-        return Cause("the update is exactly zero", "record the update that the client sends")
     cosine = max(cosine_of(sent, one.tensors) for one in made)
     if case.truth.order is None and difference < 0.1 and cosine > 0.99:
         return Cause(
             f"the pixels of --truth differ slightly from those that entered the model (relative difference "
             f"{difference:.2g}): the images were resized or read by other software",
-            _WATCH,
+            watching(case.record, "record with truth=True, which keeps the pixels as they enter the model, or ")
+            + "give --truth the pixels at the model's own size",
         )
     remedy = (
         "record one client's own update before the server averages, with the weights that it received, and give "
@@ -87,8 +85,8 @@ def _unexplained(case: Case, made: Sequence[Replayed], difference: float) -> Cau
     return Cause(
         f"no single cause explains it (relative difference {difference:.2g}, cosine {cosine:.2f}): other images, an "
         "undeclared defense, or several mistakes together",
-        "check that --truth is of this client and round, check labels and plan, state the defense with --defense, or "
-        "record with truth=True",
+        "check that --truth is of this client and round, check labels and plan, state the defense with --defense"
+        + watching(case.record, ", or record with truth=True"),
     )
 
 
@@ -140,15 +138,24 @@ def length_cause(case: Case) -> Cause | None:
     order, total = case.truth.order, case.steps.total
     if order is None or len(order) == total or case.steps.sampling == "poisson" or not case.steps.are_known:
         return None
-    said = f"the truth holds the order of {len(order)} images, the record's plan takes {total}"
+    said = f"the truth holds the order of {counted(len(order), 'image')}, the record's plan takes {total}"
     try:
         plan = case.record.regular_plan()
     except InputError:
         return Cause(said, PLAN)
     if len(order) % plan.images == 0:
         epochs = len(order) // plan.images
-        return Cause(f"the client trained for {epochs} epochs, not {plan.epochs} ({said})", PLAN)
+        return Cause(f"the client trained for {counted(epochs, 'epoch')}, not {plan.epochs} ({said})", PLAN)
     return Cause(said, PLAN)
+
+
+def order_cause(case: Case, difference: float) -> Cause | None:
+    """Return the cause if a record fits much better with its two states swapped, although draws are unknown.
+
+    Of 60 simulated trainings of 3 to 9 steps, 53 were named if the states were swapped, and no right record.
+    """
+    fits = (fit for fit in swapped(case) if fit.difference <= min(2 * fit.spread, _BETTER * difference))
+    return next((replace(fit.cause, text=f"probably {fit.cause.text}") for fit in fits), None)
 
 
 def buffer_cause(case: Case, made: Replayed, name: str) -> Cause:
@@ -166,7 +173,7 @@ def buffer_cause(case: Case, made: Replayed, name: str) -> Cause:
         return Cause("the buffers are differences: added to those before, they are the replay's", remedy)
     if max(buffer_gaps(sent, before).values(), default=1.0) < BUFFERS:
         return Cause("the buffers are those before the training", remedy)
-    for cause, images in ranges(case.truth.images):
+    for cause, images in ranges(case):
         (other,) = case.replays(images=images)
         gaps = buffer_gaps(sent, other.buffers)
         if gap(case.record.update.tensors, other.tensors) < FITS and max(gaps.values(), default=1.0) < BUFFERS:

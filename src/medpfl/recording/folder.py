@@ -15,10 +15,19 @@ import torch
 from medpfl.core.errors import InputError, private
 from medpfl.core.messages import about, say
 from medpfl.core.records.record import Record
-from medpfl.core.records.truth import FOLDER, Truth
+from medpfl.core.records.truth import FOLDER, Truth, truth_beside
 from medpfl.inputs.spelling import is_pattern, matching, path_of
 
-__all__ = ["Forgotten", "Neighbors", "forget", "joined", "kept_at", "truth_file", "truths_in"]
+__all__ = [
+    "Forgotten",
+    "Neighbors",
+    "forget",
+    "joined",
+    "kept_at",
+    "truth_file",
+    "truth_given",
+    "truths_in",
+]
 
 _MOST_NEIGHBORS, _MOST_FILES = 20, 200
 _LARGEST = 1 << 30
@@ -95,6 +104,14 @@ def truth_file(path: Path) -> Truth | None:
             f"warning: the truth file '{private(path)}' was to be kept for {truth.days} days, which ended on "
             f"{truth.expires:%Y-%m-%d}: delete it with medpfl forget '{private(path.parent)}'"
         )
+    return truth
+
+
+def truth_given(truth: str | None, record: Path) -> str | None:
+    """Return the truth that was given, or else the truth file in its place, which a note then names."""
+    if truth is None and (beside := truth_beside(record)) is not None:
+        say(f"note: the truth is '{private(beside)}', in its place beside the record")
+        return str(beside)
     return truth
 
 

@@ -13,8 +13,8 @@ from medpfl.core.records.record import Record
 from medpfl.core.records.truth import Truth
 from medpfl.core.roles import Defense
 from medpfl.core.types import Tensors, Update
-from medpfl.recording.check import DRAWS, Case, Cause, Check
-from medpfl.recording.fits import factor_of, mean_of, spread_of
+from medpfl.recording.check import DRAWS, EQUAL, Case, Cause, Check, is_zero
+from medpfl.recording.fits import factor_of, mean_of, norm_of, spread_of
 from medpfl.recording.replay import Replayed, check_replayable, gap
 from medpfl.recording.rounding import allowance, doubt, near, tolerance_of
 
@@ -62,11 +62,12 @@ def check_mean(
             return Check("unverified", difference, open=(open_,))
         fact = f"the mean of the {len(parts)} replayed trainings gives the same parameters: relative difference"
         return Check("right", difference, facts=(f"{fact} {difference:.2g}",))
-    if len(means) > 1 and difference <= _ROUNDING * spread + tolerance:
+    nothing = is_zero(record) and any(norm_of(mean.tensors) for mean in means)
+    if len(means) > 1 and difference <= _ROUNDING * spread + tolerance and not nothing:
         what = "the order of the images" if draws > 1 else f"the rounding of {aggregation!r}"
         open_ = f"not verifiable beyond a difference of {spread:.2g}: {what} is unknown (the record: {difference:.2g})"
         return Check("unverified", difference, spread, open=(open_,))
-    return Check("wrong", difference, spread, cause=_cause(sent, clients[0], difference))
+    return Check("wrong", difference, spread, cause=EQUAL if nothing else _cause(sent, clients[0], difference))
 
 
 def _parts(record: Record, truth: Truth) -> Iterator[Truth]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError
+from medpfl.core.messages import counted
 from medpfl.core.records.record import Record
 from medpfl.core.types import Tensors
 
@@ -64,7 +65,7 @@ class Pair:
         if self.noise:
             yield f"the rest has the standard deviation {self.noise:.4g}; {_SHAPES.get(self.law, _OTHER)}"
         if self.buffers:
-            yield f"the filters changed {len(self.buffers)} buffers: {', '.join(self.buffers[:3])}"
+            yield f"the filters changed {counted(len(self.buffers), 'buffer')}: {', '.join(self.buffers[:3])}"
 
 
 def compared_records(raw: Record, sent: Record) -> Pair:

@@ -91,7 +91,8 @@ def record(
         days: days for which the truth may be kept; ``medpfl forget`` deletes it.
         num_samples: number of images that the client states; by default, the number of different images seen.
         classes: class names in label order; the record contains them.
-        pixels: how images in [0, 1] enter the model, if the loader normalizes them.
+        pixels: how images in [0, 1] enter the model, if the loader normalizes them, as in
+            ``Pixels(mean=(0.5,), std=(0.25,))``; by default, it is inferred from their values.
         source: the framework around the loop.
 
     Raises:
@@ -191,7 +192,11 @@ def keep(folder: str | Path, made: Record, truth: Truth | None = None, name: str
     start = "update" if number is None else f"round-{number:04d}"
     path = folder / (name or f"{start}-{secrets.token_hex(4)}.safetensors")
     made.save(path)
-    return Written(path, None if truth is None else truth.of(digest_of(path)).save(folder, path.name))
+    try:
+        return Written(path, None if truth is None else truth.of(digest_of(path)).save(folder, path.name))
+    except BaseException:
+        path.unlink(missing_ok=True)  # a record whose truth is missing would be audited as if none had been asked for
+        raise
 
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:

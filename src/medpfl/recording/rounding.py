@@ -10,7 +10,7 @@ from torch import Tensor
 
 from medpfl.core.records.record import Record
 from medpfl.core.types import Weights
-from medpfl.recording.check import Case
+from medpfl.recording.check import Case, from_checkpoints
 from medpfl.recording.fits import norm_of
 from medpfl.recording.replay import Replayed, gap
 
@@ -90,7 +90,11 @@ def doubt(record: Record, difference: float, tolerance: float, allowed: float) -
         )
         remedy = (
             ". Up to that difference, a wrong plan, other images or an unstated defense show no sign. To verify it, "
-            "record at the client with truth=True, which notes the device and keeps the pixels"
+        )
+        remedy += (
+            "give --truth the pixels at the model's own size, as the client's loader gives them"
+            if from_checkpoints(record)
+            else "record at the client with truth=True, which notes the device and keeps the pixels"
         )
     elif allowed > SURE:
         why, remedy = "the client's device rounds in another way, which this training multiplies", ""

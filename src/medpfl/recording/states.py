@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.recording import Looking, Recording
+from medpfl.core.messages import counted
 from medpfl.core.plan import Plan
-from medpfl.core.records.origin import Pixels
+from medpfl.core.records.origin import CHECKPOINTS, Pixels
 from medpfl.core.records.truth import Truth
 from medpfl.core.records.view import RecordView
 from medpfl.core.tensors import shared_prefix
@@ -20,8 +21,9 @@ from medpfl.inputs.parts import data_of, model_of
 from medpfl.inputs.spelling import path_of
 from medpfl.models.entering import entering
 from medpfl.models.weights import read_state
+from medpfl.recording.folder import truth_given
 from medpfl.recording.record import UpdateFacts, Written, keep, make_record, origin_of
-from medpfl.recording.view import view_of
+from medpfl.recording.view import view_made, view_of
 
 __all__ = ["RecordingResult", "perform_looking", "perform_recording"]
 
@@ -38,12 +40,15 @@ def perform_recording(asked: Recording) -> RecordingResult:
     """Make a record from two states, check it as far as possible, and return what was written.
 
     Raises:
-        InputError: a file cannot be read, the states belong to different models, or the images do not fit the plan.
+        InputError: a file cannot be read, the states belong to different models or are equal, or the images do not fit
+            the plan or the model. Then nothing is written.
     """
     if asked.clients > 1 and asked.truth is not None:
         raise InputError("--truth holds one client's images, but --clients averages several: give --truth to the audit")
     data = None if asked.truth is None else data_of(asked.truth, asked.reading).images
     plan, pixels = _plan(asked, data), _pixels(asked)
+    if data is not None:
+        _check_channels(pixels, data.shape[0])
     before, after = (read_state(path_of(path)) for path in (asked.before, asked.after))
     network = _network(asked, data)
     parameters = None
@@ -56,15 +61,21 @@ def perform_recording(asked: Recording) -> RecordingResult:
         image_shape=None if data is None else data.shape,
         defense=asked.defense,
         pixels=pixels,
-        source=origin_of("two checkpoints", round=asked.round),
+        source=origin_of(CHECKPOINTS, round=asked.round),
     )
     made = make_record(before, after, plan, parameters=parameters, facts=facts)
+    if not any(bool(t.any()) for t in made.update.tensors.values()):
+        raise InputError(
+            "the two checkpoints hold equal parameters, so there is no update: give the state before the local "
+            "training, and the one after it (a loop must save the first before it trains, or clone its tensors)"
+        )
     truth = None
     if data is not None:
         labels = data.labels if data.masks is None else data.masks
         truth = Truth(entering(data.images[:], pixels or Pixels()), labels, days=asked.days)
-    written = keep(path_of(asked.out), made, truth)
-    view = view_of(written.record, written.truth, None if asked.model is None else model_of(asked.model))
+    folder = path_of(asked.out)
+    view = view_made(made, folder / "record.safetensors", truth, None if asked.model is None else model_of(asked.model))
+    written = keep(folder, made, truth)  # only now: what ends in an error leaves no private image behind
     return RecordingResult(written, view, "" if truth is None else f"{truth.expires:%Y-%m-%d}")
 
 
@@ -75,13 +86,16 @@ def perform_looking(asked: Looking) -> RecordView:
         InputError: as in `medpfl.recording.view.view_of`.
     """
     model = None if asked.model is None else model_of(asked.model)
-    return view_of(asked.record, asked.truth, model, asked.reading, asked.raw)
+    truth = truth_given(asked.truth, path_of(asked.record))
+    return view_of(asked.record, truth, model, asked.reading, asked.raw)
 
 
 def _plan(asked: Recording, data: LabelledImages | None) -> Plan:
     images = asked.local_images or (len(data) if data is not None else None)
     if data is not None and images != len(data):
-        raise InputError(f"--local-images is {images}, but --truth holds {len(data)} images: give exactly those images")
+        raise InputError(
+            f"--local-images is {images}, but --truth holds {counted(len(data), 'image')}: give exactly those images"
+        )
     batch = min(asked.batch_size, images or asked.batch_size)
     return Plan(
         "FedAvg",
@@ -104,7 +118,22 @@ def _pixels(asked: Recording) -> Pixels | None:
         raise InputError("--mean and --std belong together: give both, or none if pixels enter the model in [0, 1]")
     if asked.mean is None or asked.std is None:
         return Pixels() if asked.truth is not None else None
-    return Pixels(mean=_numbers("--mean", asked.mean), std=_numbers("--std", asked.std))
+    mean, std = _numbers("--mean", asked.mean), _numbers("--std", asked.std)
+    if min(std) <= 0:
+        raise InputError(f"--std is {asked.std}: pixels are divided by it, so give numbers above 0")
+    if len(mean) != len(std):
+        raise InputError(f"--mean has {counted(len(mean), 'number')} and --std {len(std)}: give as many of both")
+    return Pixels(mean=mean, std=std)
+
+
+def _check_channels(pixels: Pixels | None, channels: int) -> None:
+    """Raise `InputError` if a mean per channel is not for the images: a single gray channel would become three."""
+    given = 1 if pixels is None or pixels.mean is None else len(pixels.mean)
+    if given not in (1, channels):
+        of = counted(channels, "channel")
+        raise InputError(
+            f"--mean and --std have {given} numbers, but the images {of}: give one for each, or one for all"
+        )
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

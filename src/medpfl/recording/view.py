@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.groups import Reading
-from medpfl.core.messages import about
+from medpfl.core.messages import about, counted
 from medpfl.core.records.masked import Masked
 from medpfl.core.records.origin import Pixels
 from medpfl.core.records.record import Record
@@ -20,8 +20,9 @@ from medpfl.core.records.steps import Step
 from medpfl.core.records.truth import Truth, digest_of
 from medpfl.core.records.view import RecordView
 from medpfl.core.roles import Model
+from medpfl.core.user_code.copies import copied
 from medpfl.inputs.filters import without_silent
-from medpfl.inputs.network import network_of
+from medpfl.inputs.network import check_taken, network_of
 from medpfl.inputs.parts import data_of
 from medpfl.inputs.spelling import path_of
 from medpfl.models.entering import entering
@@ -32,7 +33,7 @@ from medpfl.recording.folder import Neighbors, kept_at
 from medpfl.recording.mean import check_mean
 from medpfl.recording.pair import compared_records
 
-__all__ = ["named", "truth_at", "view_of"]
+__all__ = ["named", "truth_at", "view_made", "view_of"]
 
 _FEWEST, _FULL = 5, 6
 """Steps that are listed one by one."""
@@ -61,21 +62,44 @@ def view_of(
     if Masked.is_one(path):
         return _masked(Masked.load(path))
     held = Record.load(path)
-    misfits = held.misfits()
-    notes = [f"it does not fit itself: {problem}" for problem in misfits]
     kept = None if truth is None else truth_at(truth, held, reading or Reading())
-    if kept is not None and kept.record and kept.record != digest_of(path):
-        notes.append(_kept_for_another(held))
+    notes = [_kept_for_another(held)] if kept is not None and kept.record and kept.record != digest_of(path) else []
+    changed = () if raw is None else tuple(compared_records(Record.load(path_of(raw)), held).lines())
+    return view_made(held, path, kept, model, notes, changed)
+
+
+def view_made(
+    held: Record,
+    path: Path,
+    kept: Truth | None,
+    model: Model | None,
+    notes: Sequence[str] = (),
+    filtered: tuple[str, ...] = (),
+) -> RecordView:
+    """Return the view of a record in memory, which need not be written yet.
+
+    Args:
+        held: the record.
+        path: its file; other records in the same folder help to find the cause of a wrong one.
+        kept: the truth, if it is known.
+        model: the client's model, as in `view_of`.
+        notes: further texts on what could not be verified.
+        filtered: what the client's filters changed.
+
+    Raises:
+        InputError: the model does not fit the record, or does not take the images.
+    """
+    misfits = [f"it does not fit itself: {problem}" for problem in held.misfits()]
     check = Check("wrong") if misfits else _checked(without_silent(held, path), path, kept, model)
     return RecordView(
         verdict=check.verdict,
-        finding=notes[0] if misfits else str(check.cause or ""),
+        finding=misfits[0] if misfits else str(check.cause or ""),
         difference=check.difference,
         contents=dict(_contents(held)),
         steps=tuple(_steps(held)),
-        filtered=() if raw is None else tuple(compared_records(Record.load(path_of(raw)), held).lines()),
+        filtered=filtered,
         facts=check.facts,
-        open=(*notes[1 if misfits else 0 :], *check.open, *_blind(held, kept, model)),
+        open=(*misfits[1:], *notes, *check.open, *_blind(held, kept, model)),
     )
 
 
@@ -93,7 +117,7 @@ def _masked(held: Masked) -> RecordView:
     kinds = sorted({str(t.dtype).removeprefix("torch.") for t in held.vectors})
     number = "" if held.source.round is None else f", round {held.source.round}"
     contents = {
-        "masked message": f"{len(sizes)} vectors, {sum(sizes):,} masked elements, {', '.join(kinds)}",
+        "masked message": f"{counted(len(sizes), 'vector')}, {sum(sizes):,} masked elements, {', '.join(kinds)}",
         "in clear": "nothing" if held.num_samples is None else f"num_samples: {held.num_samples}",
         "global weights": f"{sum(t.numel() for t in held.weights.values()):,} elements, as the server sent them",
         "source": f"{held.source.framework}{number}, recorded at the {held.source.place}",
@@ -127,7 +151,7 @@ def truth_at(truth: str | Path, record: Record, reading: Reading) -> Truth:
         reading = Reading(size=record.image_shape[-1], fit=reading.fit, channels=channels)
     data = data_of(str(truth), reading).images
     if record.images not in (None, len(data)):
-        raise InputError(f"the record was made from {record.images} images, but --truth holds {len(data)}")
+        raise InputError(f"the record was made from {counted(record.images, 'image')}, but --truth holds {len(data)}")
     labels = data.labels
     _check_enough(Truth(data.images[:], labels), record)
     if record.classes is not None and set(data.classes) <= set(record.classes):
@@ -144,7 +168,9 @@ def _check_enough(truth: Truth, record: Record) -> None:
     else:
         held = max(held, len(truth.order))
     if taken > held:
-        raise InputError(f"the record's steps take {taken} images, but --truth holds {held}: give the images behind it")
+        raise InputError(
+            f"the record's steps take {counted(taken, 'image')}, but --truth holds {held}: give the images behind it"
+        )
 
 
 def named(record: Record, network: nn.Module) -> Record:
@@ -166,9 +192,13 @@ def _checked(held: Record, path: Path, kept: Truth | None, model: Model | None) 
     shape, classes = tuple(kept.images.shape[1:]), len(held.classes or ()) or kept.classes
     network = network_of(model, shape, classes, 0)
     bare = named(held, network)
-    if bare.clients > 1:
-        return check_mean(network, bare, kept, held=held)
-    return check_case(Case(network, bare, kept, Neighbors(path, bare), held))
+    try:
+        if bare.clients > 1:
+            return check_mean(network, bare, kept, held=held)
+        return check_case(Case(network, bare, kept, Neighbors(path, bare), held))
+    except InputError:
+        check_taken(copied(network, forget=True), kept.images[:2], bare.steps.steps[0].training)  # names the option
+        raise
 
 
 def _unreplayed(held: Record, kept: Truth | None, model: Model | None) -> Check:
@@ -236,9 +266,10 @@ def _or_unknown(value: Any) -> str:
 def _pixels(pixels: Pixels | None) -> str:
     if pixels is None:
         return "unknown"
+    told = ", inferred from the images' values" if pixels.inferred else ""
     if pixels.mean is not None:
-        return f"enter as (x - {list(pixels.mean)}) / {list(pixels.std or ())}"
-    return f"enter in the range {pixels.low:g} to {pixels.high:g}"
+        return f"enter as (x - {list(pixels.mean)}) / {list(pixels.std or ())}{told}"
+    return f"enter in the range {pixels.low:g} to {pixels.high:g}{told}"
 
 
 def _steps(held: Record) -> Iterator[str]:
@@ -260,4 +291,4 @@ def _step(step: Step) -> str:
     extra = [f"autocast {step.precision}"] if step.precision else []
     extra += [f"{step.passes} passes"] if step.passes > 1 else []
     extra += [f"gradient {step.change}"] if step.change else []
-    return ", ".join([f"{step.images} images", how, step.loss or "unknown loss", mode, *extra])
+    return ", ".join([f"{counted(step.images, 'image')}", how, step.loss or "unknown loss", mode, *extra])

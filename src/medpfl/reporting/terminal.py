@@ -9,6 +9,7 @@ from typing import Protocol
 
 from rich.console import Console
 
+from medpfl.core.experiments.groups import UNLABELED
 from medpfl.core.experiments.settings import Json, Settings
 from medpfl.core.messages import PRIVATE_FOLDER, SHARE_FOLDER, may_show, told
 from medpfl.core.rounds import Round
@@ -26,6 +27,7 @@ from medpfl.reporting.tables import similarity_without_update, terminal_table
 from medpfl.reporting.training import training_table
 
 __all__ = [
+    "classes_line",
     "folders_line",
     "print_audit",
     "print_comparison",
@@ -139,8 +141,7 @@ def print_audit(report: Audited, quiet: bool) -> None:
     named = any(name != f"class {i}" for i, name in enumerate(report.classes))
     if named and may_show(sys.stdout) and not quiet:
         # Never into a file: a class folder may bear a patient's name.
-        names = ", ".join(f"class {i}: {name}" for i, name in enumerate(report.classes))
-        console.print(names, style="dim", markup=False, highlight=False, soft_wrap=True)
+        console.print(classes_line(report.classes), style="dim", markup=False, highlight=False, soft_wrap=True)
     for sentence in report.verdict():
         console.print(sentence, soft_wrap=True)
     if not report.pages and not quiet:
@@ -244,3 +245,10 @@ def _wrote(console: Console, pages: Iterable[Path]) -> None:
         console.print(f"wrote {page}", soft_wrap=True, highlight=False)
     if pages:
         console.print(folders_line(pages), soft_wrap=True, highlight=False, markup=False)
+
+
+def classes_line(classes: Sequence[str]) -> str:
+    """Return the names of the classes, or why there are two although the images have no labels."""
+    if tuple(classes) == UNLABELED:
+        return "The images have no labels, so all are of class 0. Class 1 holds none: a loss needs two classes."
+    return ", ".join(f"class {i}: {name}" for i, name in enumerate(classes))

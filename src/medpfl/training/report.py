@@ -12,6 +12,7 @@ from medpfl.auditing.privacy.epsilon import has_statistics
 from medpfl.auditing.settings import of_reading
 from medpfl.core.atomic_files import write
 from medpfl.core.errors import InputError
+from medpfl.core.messages import counted
 from medpfl.core.rounds import Round
 from medpfl.core.types import Weights
 from medpfl.data.images import LabelledImages
@@ -154,7 +155,7 @@ def training_settings(setup: TrainingSetup, why: str) -> dict[str, Any]:
 
 def _counts(images: LabelledImages, places: list[int]) -> str:
     counts = images.labels[places].bincount(minlength=len(images.classes)).tolist()
-    return f"{len(places)} images (" + ", ".join(f"class {i}: {n}" for i, n in enumerate(counts)) + ")"
+    return f"{counted(len(places), 'image')} (" + ", ".join(f"class {i}: {n}" for i, n in enumerate(counts)) + ")"
 
 
 def _notes(setup: TrainingSetup) -> list[str]:
@@ -173,5 +174,5 @@ def _notes(setup: TrainingSetup) -> list[str]:
         notes.append("clients do not send batch-norm statistics: the global model is scored with its initial ones")
     if setup.plan.sampling == "poisson":
         idle = sum(len(own) - setup.plan_of(client).images for client, own in enumerate(setup.clients))
-        notes += [f"{idle} images that fill no whole batch are never used"] if idle else []
+        notes += [f"{counted(idle, 'image')} that fill no whole batch are never used"] if idle else []
     return notes + of_reading(data)

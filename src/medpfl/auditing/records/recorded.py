@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from medpfl.core.errors import InputError, listed, private
-from medpfl.core.messages import say
+from medpfl.core.messages import counted, say
 from medpfl.core.plan import Plan
 from medpfl.core.records.origin import Pixels
 from medpfl.core.records.record import Record
@@ -151,7 +151,7 @@ def relabel(truth: LabelledImages, record: Record, plan: Plan) -> LabelledImages
     if len(truth) != images:
         of = f" of {record.clients} clients, {plan.images} of each" if record.clients > 1 else ""
         raise InputError(
-            f"the record was made from {images} images{of}, but --truth holds {len(truth)}: "
+            f"the record was made from {counted(images, 'image')}{of}, but --truth holds {len(truth)}: "
             "give a folder with exactly those images, in class folders"
         )
     if record.image_shape is not None and tuple(record.image_shape) != truth.shape:

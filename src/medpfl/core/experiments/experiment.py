@@ -57,7 +57,8 @@ class Experiment(Options):
     )
     truth: str | None = option(
         None,
-        "images behind a recorded update: a folder or a truth file; for several records: a folder with one per site",
+        "images behind a recorded update: a folder or a truth file; for several records: a folder with one per site; "
+        "unset: the truth file of the record's name in private-truth beside it",
     )
     victims: Victims = group(Victims())
     plan: Plan = group(Plan())

@@ -11,7 +11,10 @@ from medpfl.core.experiments import limits
 from medpfl.core.experiments.options import OptionError, Options, again, option
 from medpfl.core.verdicts import TOLERANCE
 
-__all__ = ["About", "ClientImages", "Cohort", "Criteria", "Reading", "Run", "Victims"]
+__all__ = ["UNLABELED", "About", "ClientImages", "Cohort", "Criteria", "Reading", "Run", "Victims"]
+
+UNLABELED = ("no label", "other")
+"""Classes of images without labels. All belong to the first; the second exists because a loss needs two."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,7 +65,10 @@ class Looking(Options):
 
     record: str = option("", "record of an update")
     truth: str | None = again(
-        Experiment, "truth", text="truth file in private-truth, or folder with the images behind the update"
+        Experiment,
+        "truth",
+        text="truth file, or folder with the images behind the update; unset: the truth file of its name in "
+        "private-truth beside the record",
     )
     model: str | None = option(None, "model: spec from 'medpfl list models', file.py:name or package.module:name")
     raw: str | None = option(None, "record of the same update before the client's filters; what they changed is shown")

@@ -10,7 +10,10 @@ from typing import Any, Literal
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.limits import CLASSES, NAME, ROUNDS, check_whole, shortened
 
-__all__ = ["Pixels", "Source"]
+__all__ = ["CHECKPOINTS", "Pixels", "Source"]
+
+CHECKPOINTS = "two checkpoints"
+"""Framework of a record that was made from two states of a model, so that nobody watched the training."""
 
 _MOST_VERSIONS = 40
 
@@ -59,14 +62,18 @@ class Pixels:
     Attributes:
         low, high: the range of pixels that enter the model.
         mean, std: per channel, or one number for all; both or none.
+        inferred: True if a watch inferred the mapping from the images' values, since nobody stated it.
     """
 
     low: float = 0.0
     high: float = 1.0
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    inferred: bool = field(default=False, compare=False)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.inferred, bool):
+            raise InputError(f"pixels: inferred is {shortened(self.inferred)}: it must be true or false")
         for name in ("low", "high"):
             _check_number(name, getattr(self, name))
         if not self.low < self.high:
@@ -94,8 +101,9 @@ class Pixels:
         return self.std if self.std is not None else (1 / (self.high - self.low),)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the mapping as a JSON object."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        """Return the mapping as a JSON object, with `inferred` only if it is."""
+        told = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        return told if self.inferred else {name: v for name, v in told.items() if name != "inferred"}
 
     @classmethod
     def from_dict(cls, told: Any) -> Pixels:

@@ -12,10 +12,16 @@ from medpfl.core.errors import InputError
 from medpfl.core.experiments.limits import CLASSES, IMAGES, NAME, SPEC, STEPS, check_whole, shortened
 from medpfl.core.plan import Plan
 
-__all__ = ["SPEED_ONLY", "UNKNOWN", "Setting", "Step", "Steps"]
+__all__ = ["SPEED_ONLY", "UNKNOWN", "UNSTATED", "Setting", "Step", "Steps"]
 
 UNKNOWN = "unknown"
 """Optimizer of a step that nobody watched."""
+UNSTATED = (
+    "nobody watched the training, and no plan was stated when the update was recorded: give plan= to the component "
+    "that records it (RecordingGrid of Flower, Recorder of NVIDIA FLARE; docs/federation.md, also for records that "
+    "were made without it)"
+)
+"""Why no audit attacks the record of an unwatched training, and where its plan is stated."""
 
 Setting = float | int | bool | str | None | tuple[float, ...]
 """A setting of an optimizer or a loss: a plain value, or the weights of all classes."""
@@ -282,7 +288,7 @@ def _irregular(step: Step) -> str:
 
 def _reasons(step: Step) -> Iterator[str]:
     if step.optimizer == UNKNOWN:
-        yield "nobody watched the training, and no plan was stated when the update was recorded"
+        yield UNSTATED
     if step.optimizer not in ("", "SGD"):
         yield f"the optimizer is {step.optimizer}; local_update knows SGD only"
     if step.precision:

@@ -17,7 +17,7 @@ from medpfl.core.errors import InputError, private
 from medpfl.core.experiments.limits import IMAGES, NAME, STEPS, check_image_shape, check_whole, shortened
 from medpfl.core.records.files import holds, opened, put
 
-__all__ = ["FOLDER", "RETENTION", "TRUTH", "Truth", "digest_of"]
+__all__ = ["FOLDER", "RETENTION", "TRUTH", "Truth", "digest_of", "truth_beside"]
 
 TRUTH = "medpfl-truth"
 VERSION = 1
@@ -102,6 +102,12 @@ class Truth:
     def of(self, record: str) -> Truth:
         """Return the same truth, stated to belong to a record's file."""
         return dataclasses.replace(self, record=record)
+
+
+def truth_beside(record: Path) -> Path | None:
+    """Return the truth file in its place, of the record's name in ``private-truth`` beside it; ``None`` without one."""
+    place = record.parent / FOLDER / record.name
+    return place if Truth.is_one(place) else None
 
 
 def digest_of(path: Path) -> str:

@@ -8,14 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from medpfl.core.errors import InputError, listed
+from medpfl.core.experiments.groups import UNLABELED
 from medpfl.data.reading.index import INDEX
 from medpfl.data.reading.nested import are_parts, check_parts
 from medpfl.data.reading.table import Table, file_key, is_missing, read_table
 
 __all__ = ["UNLABELED", "Place", "label_files", "labels_given"]
-
-UNLABELED = ("no label", "other")
-"""Classes of images without labels. All belong to the first; the second exists because a loss needs two."""
 
 FOLDERS = "folders"
 _KEYS = {

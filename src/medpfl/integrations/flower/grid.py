@@ -19,8 +19,8 @@ from torch import Tensor
 from medpfl.core.messages import say
 from medpfl.core.plan import Plan
 from medpfl.core.records.masked import Masked
-from medpfl.core.records.origin import Source
-from medpfl.core.records.steps import Steps
+from medpfl.core.records.origin import Pixels, Source
+from medpfl.core.records.steps import UNSTATED, Steps
 from medpfl.integrations.flower.messages import count_of, is_training, round_of, state_in, trained_weights
 from medpfl.recording.record import UpdateFacts, keep, make_record, origin_of
 
@@ -52,6 +52,7 @@ class RecordingGrid(Grid):
         image_shape: shape (C, H, W) of the clients' images, if known.
         classes: class names in label order, if known.
         count: name of the metric with the number of examples; by default Flower's ``num-examples``.
+        pixels: how images in [0, 1] enter the model, if the clients' loaders normalize them.
     """
 
     def __init__(
@@ -62,9 +63,12 @@ class RecordingGrid(Grid):
         image_shape: tuple[int, ...] | None = None,
         classes: tuple[str, ...] | None = None,
         count: str | None = None,
+        pixels: Pixels | None = None,
     ) -> None:
         self._grid, self.folder, self.plan = grid, Path(folder), plan
-        self.image_shape, self.classes, self.count = image_shape, classes, count
+        if plan is None:
+            say(f"note: the server's records will have no training steps, so no audit can attack them: {UNSTATED}")
+        self.image_shape, self.classes, self.count, self.pixels = image_shape, classes, count, pixels
         self._pushed: dict[str, _Asked] = {}
         self._sites: dict[int, str] = {}
 
@@ -132,7 +136,8 @@ class RecordingGrid(Grid):
     def _write(self, reply: Message, asked: _Asked, source: Source, place: Path) -> None:
         sent = trained_weights(asked.weights, reply)
         count = count_of(reply, self.count)
-        facts = UpdateFacts(num_samples=count, image_shape=self.image_shape, classes=self.classes, source=source)
+        about = {"image_shape": self.image_shape, "classes": self.classes, "pixels": self.pixels}
+        facts = UpdateFacts(num_samples=count, source=source, **about)
         keep(place, make_record(sent.before, sent.after, self.plan or Steps.unknown(count), facts=facts))
 
     def _write_masked(self, reply: Message, asked: _Asked, source: Source, place: Path) -> None:

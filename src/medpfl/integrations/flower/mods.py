@@ -210,7 +210,8 @@ def record(
         truth: True also keeps pixels, labels and order in ``private-truth`` inside the folder, for this site only.
         days: days for which the truth may be kept; ``medpfl forget`` deletes it.
         classes: class names in label order; the records contain them.
-        pixels: how images in [0, 1] enter the model, if the loader normalizes them.
+        pixels: how images in [0, 1] enter the model, if the loader normalizes them, as in
+            ``Pixels(mean=(0.5,), std=(0.25,))``; by default, it is inferred from their values.
         count: name of the metric with the number of examples; by default Flower's ``num-examples``.
     """
     return Record(folder, truth, days, classes, pixels, count)

@@ -17,7 +17,8 @@ from torch import Tensor
 from medpfl.core.errors import InputError, nearest
 from medpfl.core.messages import say
 from medpfl.core.plan import Plan
-from medpfl.core.records.steps import Steps
+from medpfl.core.records.origin import Pixels
+from medpfl.core.records.steps import UNSTATED, Steps
 from medpfl.core.records.truth import RETENTION
 from medpfl.core.roles import State
 from medpfl.integrations.chain import described
@@ -89,7 +90,7 @@ class Recorder(_TaskFilter):
     second one placed first, with another folder, records the update before the other filters.
 
     The training is watched if it runs in the client's own process, which is FLARE's default. A training in an external
-    process is recorded with the steps of `plan`, or with unknown ones.
+    process, and every training as the server sees it, is recorded with the steps of `plan`, or with unknown ones.
 
     Attributes:
         folder: folder for the records; in it, ``{site}`` becomes the client's name, and ``{place}`` becomes ``client``
@@ -97,9 +98,11 @@ class Recorder(_TaskFilter):
         truth: True also keeps pixels, labels and order in ``private-truth`` inside the folder, for this site only.
         days: days for which the truth may be kept; ``medpfl forget`` deletes it.
         plan: the plan's options if the training cannot be watched, as in
-            ``{"algorithm": "FedAvg", "batch_size": 4, "local_images": 18}``.
+            ``{"algorithm": "FedAvg", "batch_size": 4, "local_images": 18}``. Without it, no audit attacks the record.
         classes: class names in label order; the records contain them.
         tasks: names of the training tasks; by default ``["train"]``.
+        pixels: how images in [0, 1] enter the model, if the loader normalizes them, as in
+            ``{"mean": [0.5], "std": [0.25]}``; by default, it is inferred from their values at the client.
 
     Raises:
         InputError: an argument is not valid.
@@ -113,10 +116,12 @@ class Recorder(_TaskFilter):
         plan: dict[str, Any] | None = None,
         classes: list[str] | None = None,
         tasks: list[str] | None = None,
+        pixels: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(list(_TRAINING) if tasks is None else tasks, _KINDS)
         self.folder, self.truth, self.days, self.plan, self.classes = folder, truth, days, plan, classes
-        self._plan = None if plan is None else _plan(plan)
+        self._plan, self.pixels = None if plan is None else _plan(plan), pixels
+        self._pixels = None if pixels is None else Pixels.from_dict(pixels)
 
     def begins(self, dxo: DXO, shareable: Shareable, context: FLContext) -> None:
         """Watch the training that follows, at the client. An error is a note: it does not stop the federation."""
@@ -170,6 +175,7 @@ class Recorder(_TaskFilter):
             sent=kind,
             facts=recording.UpdateFacts(
                 classes=self.classes,
+                pixels=self._pixels,
                 defense=" | ".join(defenses) or None,
                 source=recording.origin_of("NVIDIA FLARE", ["nvflare"], task.round, "server" if server else "client"),
                 filters=acted,
@@ -189,6 +195,8 @@ class Recorder(_TaskFilter):
             except InputError as error:
                 if self._plan is None:
                     say(f"note: the record has no training steps: {error}")
+        elif self._plan is None:
+            say(f"note: the server's record has no training steps, so no audit can attack it: {UNSTATED}")
         return self._plan or Steps.unknown(None)
 
 

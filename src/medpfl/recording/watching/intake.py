@@ -9,11 +9,9 @@ from torch import Tensor
 
 from medpfl.core.records.origin import Pixels
 from medpfl.core.records.truth import Truth
+from medpfl.recording.watching.ranges import Ranges
 
 __all__ = ["Intake"]
-
-_RANGES = ((0.0, 1.0), (-1.0, 1.0), (0.0, 255.0))
-"""Usual ranges of pixels, the narrowest first."""
 
 
 class Intake:
@@ -25,7 +23,7 @@ class Intake:
         self._images: list[Tensor] = []
         self._labels: list[Tensor] = []
         self._order: list[int] = []
-        self._range: tuple[float, float] | None = None
+        self._ranges = Ranges()
 
     def take(self, inputs: Tensor, labels: Tensor | None, keep: bool) -> None:
         """Give each image of a batch a number, and keep them and their labels if asked.
@@ -37,10 +35,7 @@ class Intake:
         """
         images = inputs.cpu() if inputs.is_floating_point() else inputs.float().cpu()
         self.image_shape = tuple(images.shape[1:])
-        if images.numel():
-            low, high = (float(v) for v in images.aminmax())
-            before = self._range or (low, high)
-            self._range = (min(before[0], low), max(before[1], high))
+        self._ranges.take(images)
         for place, image in enumerate(images):
             label = None if labels is None else labels[place]
             digest = _digest(image, label)
@@ -73,14 +68,8 @@ class Intake:
 
     @property
     def pixels(self) -> Pixels | None:
-        """The range of the pixels that entered the model: a usual range that contains them, or their own."""
-        if self._range is None:
-            return None
-        low, high = self._range
-        found = [(a, b) for a, b in _RANGES if a <= low and high <= b]
-        if found:
-            return Pixels(*found[0])
-        return Pixels(low, high) if low < high else None
+        """The mapping by which pixels entered the model, inferred from their values."""
+        return self._ranges.pixels
 
 
 def _digest(image: Tensor, label: Tensor | None) -> bytes:

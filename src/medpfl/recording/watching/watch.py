@@ -126,7 +126,7 @@ class Watch:
 
     @property
     def pixels(self) -> Pixels | None:
-        """The range of the pixels that entered the model: a usual range that contains them, or their own."""
+        """The mapping by which pixels entered the model, inferred from their values."""
         return self._intake.pixels
 
     # --- hooks
