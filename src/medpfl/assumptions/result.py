@@ -103,7 +103,7 @@ class Realism:
 
 def written(out: Path, found: Realism) -> Realism:
     """Write numbers and page, and return the result with its page."""
-    folder, over = share_folder(out), found.overview
+    folder, over = share_folder(out, REALISM), found.overview
     write(folder / "realism.json", json.dumps(found.to_dict(), indent=1).encode())
     lines = numbers(over)
     write(folder / "realism.csv", as_csv(list(lines[0]), lines).encode())

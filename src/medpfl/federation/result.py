@@ -25,14 +25,8 @@ __all__ = ["FEDERATION", "Audited", "Federation", "written"]
 FEDERATION = Kind(
     "federation",
     1,
-    (
-        "federation.jsonl",
-        "federation.json",
-        "federation.html",
-        "records/*.html",
-        "federation-with-images.html",
-        "federation*.pdf",
-    ),
+    ("federation.jsonl", "federation.json", "federation.html", "federation.pdf", "records/*.html"),
+    ("federation-with-images.html", "federation-with-images.pdf"),
     rows=False,
 )
 
@@ -171,7 +165,7 @@ def written(out: Path, found: Federation) -> Federation:
 
     The shared page links to copies of the records' pages without images, so that the folder can be shared as it is.
     """
-    folder, over, settings = share_folder(out), found.overview, found.settings.to_dict()
+    folder, over, settings = share_folder(out, FEDERATION), found.overview, found.settings.to_dict()
     write(folder / "federation.jsonl", lines(found.rows))
     write(folder / "federation.json", json.dumps(over.to_dict(), indent=1).encode())
     (folder / "records").mkdir(exist_ok=True)
