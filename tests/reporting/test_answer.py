@@ -145,6 +145,15 @@ def test_nothing_at_all_still_has_an_answer():
     assert answer.steps
 
 
+@pytest.mark.parametrize(("norms", "plan", "defense"), [(0, "Plan()", "DPSGD"), (2, "Plan()", "GaussianNoise"),
+                                                       (2, "Plan(mode='eval')", "DPSGD")])  # fmt: skip
+def test_the_defense_that_is_advised_is_that_of_the_sentence(norms, plan, defense):
+    told = Settings.of({**SETTINGS, "model": {"batch_norm_layers": norms}, "experiment": {"plan": plan}})
+    (step,) = [one for one in answered(united([full()]), told).steps if "Test a defense" in one.text]
+    assert defense in step.command
+    assert ("such as noise" in step.text) == (defense == "GaussianNoise")
+
+
 def test_bars_are_those_of_all_attacks_together():
     found = bars(united([full(), full(attack="DLG()", read=3), full(defense=LAPLACE, read=0)]))
     assert [(bar.defense, bar.rates[0][:3]) for bar in found] == [

@@ -266,13 +266,7 @@ def _steps(bare: Cells, groups: Sequence[Cells], settings: Settings) -> tuple[St
     if leaking:
         found.append(Step(f"Do not rely on {_names(leaking)} at this strength. Try it stronger, or another defense."))
     if not groups and not failed:
-        found.append(
-            Step(
-                "Test a defense on the same images. Only differential privacy (DPSGD) bounds attacks that nobody knows "
-                "yet; it needs a model without batch norm in train mode.",
-                "medpfl audit ... --defense 'GaussianNoise(scale=0.01)'",
-            )
-        )
+        found.append(_defend(settings))
     if holding:
         found.append(Step(f"Before you use {_names(holding)}, measure the cost in accuracy.", _frontier(settings)))
         found.append(Step("Test again if the model, the data, the training plan or the defense changes."))
@@ -283,6 +277,18 @@ def _steps(bare: Cells, groups: Sequence[Cells], settings: Settings) -> tuple[St
     if more := attacks_to_add([*bare, *(cell for cells in groups for cell in cells)], settings):
         found.append(Step(more))
     return tuple(dict.fromkeys(found))
+
+
+def _defend(settings: Settings) -> Step:
+    """Return the step that tests a first defense: differential privacy where the model and its mode allow it."""
+    only = "differential privacy (DPSGD) bounds attacks that nobody knows yet"
+    if settings.model.get("batch_norm_layers") == 0 or "mode='eval'" in str(settings.experiment.get("plan")):
+        text, defense = f"Test a defense on the same images. Only {only}.", "DPSGD(noise=1.0)"
+    else:
+        text = "Test a defense on the same images, such as noise on the update. "
+        text += f"(Only {only}, but it needs a model without batch norm in train mode.)"
+        defense = "GaussianNoise(scale=0.01)"
+    return Step(text, f"medpfl audit ... --defense '{defense}'")
 
 
 def _where(groups: Sequence[Cells]) -> str:
