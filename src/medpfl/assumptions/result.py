@@ -78,7 +78,8 @@ class Realism:
     @property
     def settings(self) -> Settings:
         """The settings that all cases share."""
-        first = next(iter(self.reports.values())).settings
+        first, *others = (report.settings for report in self.reports.values())
+        first = first.shared_with(others)
         own = {name: first.experiment[name] for name in _SHARED if name in first.experiment}
         if trained := re.match(r"Checkpoint\(trained=(['\"])(.*?)\1[,)]", str(own.get("model"))):
             own["model"] = trained[2]

@@ -103,11 +103,13 @@ class Federation:
     @property
     def settings(self) -> Settings:
         """The settings that all records share, with the number of all their images."""
-        first = self.records[0].report.settings
+        every = [one.report.settings for one in self.records]
+        first = every[0].shared_with(every[1:])
         images = len({row.image for one in self.records for row in one.report.rows})
-        own = {name: first.experiment[name] for name in ("model", "attacks", "memory_gib") if name in first.experiment}
-        plans = dict.fromkeys(str(one.report.settings.experiment.get("plan")) for one in self.records)
+        own = {name: first.experiment[name] for name in ("attacks", "memory_gib") if name in first.experiment}
+        models, plans = (dict.fromkeys(str(one.experiment.get(n)) for one in every) for n in ("model", "plan"))
         experiment = {
+            "model": next(iter(models)) if len(models) == 1 else [*models],
             **own,
             "records": len(self.records),
             "sites": len(self.sites),

@@ -175,7 +175,8 @@ def _written(out: Path, found: Leakage, model: Checkpoint) -> tuple[Path, ...]:
     remove_leftovers(folder)
     write(folder / "leakage.jsonl", lines(found.rows))
     write(folder / "leakage.json", json.dumps([one.to_dict() for one in found.summary], indent=1).encode())
-    settings = next(iter(found.reports.values())).settings
+    settings, *others = (report.settings for report in found.reports.values())
+    settings = settings.shared_with(others)
     # Replace the first round's entries by those for all rounds.
     own = {"model": model.trained, "weights": f"trained, rounds {', '.join(map(str, found.reports))}"}
     settings = replace(settings, experiment={**settings.experiment, **own})

@@ -9,7 +9,7 @@ from medpfl.core.experiments.settings import Settings
 from medpfl.core.messages import counted
 from medpfl.core.verdicts import LEAKS, RECORDED, UNDEFENDED
 from medpfl.reporting.phrases import Cells
-from medpfl.reporting.words import brief, label
+from medpfl.reporting.words import brief, label, model_words
 
 __all__ = ["Limit", "attacks_to_add", "not_shown"]
 
@@ -93,7 +93,7 @@ def _setting(settings: Settings) -> Limit | None:
         return None
     weights, count = experiment.get("weights"), experiment.get("images_per_update")
     tested = [
-        label(str(experiment["model"])),
+        label(model_words(str(experiment["model"]))),
         {"untrained": "untrained weights", "given": "the given weights"}.get(str(weights), str(weights or "")),
         f"updates of {counted(count, 'image')} each" if isinstance(count, int) else "",
     ]
