@@ -90,6 +90,9 @@ def test_in_a_small_gallery_nothing_is_said_of_identification_either():
     (line,) = patient_rows(summarize([replace(r, gallery=19) for r in ROWS]))
     assert line.identified == DASH
     assert line.worst == ("p-a: 3 images, 1 reconstructed, best SSIM 0.95",)
+    (cell,) = summarize([replace(r, gallery=19) for r in ROWS])
+    rates = (cell.identified, cell.identified_mean_image, cell.union.identified, cell.false_security_identified)
+    assert {rate.value for rate in rates} == {None}  # pages show a dash wherever the verdict has no rate
 
 
 def test_patients_that_share_an_update_are_a_cluster():

@@ -148,7 +148,9 @@ def test_nothing_at_all_still_has_an_answer():
     assert answer.steps
 
 
-@pytest.mark.parametrize("flags", [["control-failed"], ["too-few"], ["control-failed", "out-of-budget"]])
+@pytest.mark.parametrize(
+    "flags", [["control-failed"], ["too-few"], ["control-failed", "out-of-budget"], ["small-gallery"]]
+)
 def test_for_a_record_no_option_is_advised_that_its_audit_ignores(flags):
     record = Settings.of({**SETTINGS, "record": {"defense": UNDEFENDED}, "experiment": {"plan": "Plan(batch_size=8)"}})
     own = [full(read=0, verdict="inconclusive", flags=flags, defense=name) for name in (UNDEFENDED, RECORDED)]
@@ -158,7 +160,7 @@ def test_for_a_record_no_option_is_advised_that_its_audit_ignores(flags):
     without = advised.replace("medpfl audit IMAGES --model MODEL --mode eval --batch-size 1", "")
     assert not re.search(r"--(mode|batch-size|local-images|images|learning-rate|grant)\b", without)
     assert ("--minutes" in advised) == ("out-of-budget" in flags)
-    assert ("audit more records together" in advised) == ("too-few" in flags)
+    assert ("audit more records together" in advised) == ("control-failed" not in flags)
 
 
 @pytest.mark.parametrize(("norms", "plan", "defense"), [(0, "Plan()", "DPSGD"), (2, "Plan()", "GaussianNoise"),

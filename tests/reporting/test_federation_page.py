@@ -119,11 +119,11 @@ def test_the_attacks_are_named_where_the_answer_is(tmp_path):
 def test_two_records_of_one_site_and_round_differ_on_the_page_and_are_said_to_be_two(tmp_path):
     over, text = page(tmp_path, [failed("too-few")])
     for tag in ("0a1b2c3d", "4e5f6a7b"):
-        assert f"site-1 (record {tag})" in text
+        assert f"site-1 ({tag})" in text
     assert over.named(over.records[0]) == "site-1 (record 0a1b2c3d) in round 1"
     assert any("site-1: there are several records of the same round." in said for _, said in sentences(over))
     over, text = page(tmp_path, [failed("too-few")], names=("site-1-round-0001",))
-    assert "(record" not in text
+    assert "site-1 (" not in text
     assert not any("several records" in said for _, said in sentences(over))
 
 

@@ -91,6 +91,6 @@ def lead(settings: Json) -> str:
     """Return the line under the title: model, data, number of images, start time."""
     experiment, data = settings.get("experiment") or {}, settings.get("data") or {}
     images = f"{data['images']:,} images" if isinstance(data.get("images"), int) else None
-    model = ", ".join(map(model_words, several(experiment.get("model"))))
+    model = "; ".join(map(model_words, several(experiment.get("model"))))
     parts = [model, data.get("source"), images, settings.get("started")]
     return " \u00b7 ".join(str(part) for part in parts if part)

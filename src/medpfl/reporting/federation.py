@@ -71,14 +71,15 @@ class Overview:
     masked: int = 0
     clients: int = 1
 
-    def site_of(self, one: RecordCells) -> str:
-        """Return a record's site, with the record's tag if another record has the same site and round."""
+    def site_of(self, one: RecordCells, word: str = "") -> str:
+        """Return a record's site, with the record's tag after a word if another record has the same site and round."""
         found = _TAG.search(one.name) if self._alike[one.site, one.round] > 1 else None
-        return f"{one.site} (record {found[1]})" if found else one.site
+        return f"{one.site} ({word}{found[1]})" if found else one.site
 
     def named(self, one: RecordCells) -> str:
         """Return a record's site and round."""
-        return self.site_of(one) if one.round is None else f"{self.site_of(one)} in round {one.round}"
+        site = self.site_of(one, "record ")
+        return site if one.round is None else f"{site} in round {one.round}"
 
     @property
     def mixed(self) -> list[str]:

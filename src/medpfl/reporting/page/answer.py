@@ -269,6 +269,8 @@ _MORE_RECORDS = Step(
     "To decide the test, audit more records together: each further update is a further trial.",
     'medpfl audit "updates/*.safetensors" --model MODEL --out runs/federation',
 )
+_OF_IMAGES = ("small-gallery", "control-low", "prior-only")
+"""Flags whose advice is to attack more images, which a record does not have."""
 _NOISES = "GaussianNoise(scale=geom(0.001, 0.1, 4))"
 
 
@@ -345,6 +347,7 @@ def decisive(cells: Cells, settings: Settings) -> tuple[Step, ...]:
         return (*found, more) if naive else (more,)
     if naive:
         return tuple(found)
-    told = [FLAGS[flag].means for flag in flags if flag in FLAGS]
-    advice = told[0] if told else "Run stronger attacks, more steps, or more images."
+    told = [FLAGS[flag].means for flag in flags if flag in FLAGS and not (recorded and flag in _OF_IMAGES)]
+    general = "Run stronger attacks, more steps, or " + ("audit more records together." if recorded else "more images.")
+    advice = told[0] if told else general
     return (Step(f"To decide the test {{where}}: {advice[:1].lower()}{advice[1:]}"),)

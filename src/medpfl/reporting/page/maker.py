@@ -27,7 +27,7 @@ def maker(settings: Json) -> list[tuple[str, str]]:
         "Site": about.get("site") or _NOT_STATED,
         "Contact": about.get("contact") or _NOBODY,
         "Data": ", ".join(filter(None, [about.get("alias") or data.get("source"), images])) or _NOT_STATED,
-        "Model": ", ".join(map(model_words, several(experiment.get("model")))) or _NOT_STATED,
+        "Model": "; ".join(map(model_words, several(experiment.get("model")))) or _NOT_STATED,
         "Date": str(settings.get("started") or _NOT_STATED).partition("T")[0],
         "Made with": f"MedPFL {version}".strip(),
     }
