@@ -26,7 +26,6 @@ from medpfl.inputs.checkpoint import checkpoint_at
 from medpfl.inputs.filters import defense_in
 from medpfl.models import LeNet
 from medpfl.reproduction.ledger import Claims
-from medpfl.runs.directory import share_folder
 from medpfl.runs.study_key import class_names
 from medpfl.tradeoff.run import remake
 from medpfl.training.report import reread_training
@@ -202,7 +201,7 @@ def test_recommendations(hostile, tmp_path):
     known = {
         n: v for n, v in known.items() if n not in ("data", "validation", "test", "weights", "sends", "out", "force")
     }
-    path = share_folder(tmp_path) / "recommended.yaml"
+    path = tmp_path / "share" / "recommended.yaml"
     call = lambda: check_files(["train", "--config", str(path)])  # noqa: E731
     count = attempts(known, hostile, lambda one: path.write_text(yaml.safe_dump(one)), call)
     assert count >= 5

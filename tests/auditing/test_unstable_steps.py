@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 import medpfl
+from tests.federation.federation_cases import MODEL, client, pixels
 
 
 @pytest.mark.slow
@@ -17,3 +18,12 @@ def test_an_audit_notes_local_steps_that_enlarge_a_change(rate, noted):
     notes = [note for note in report.settings.notes if "unstable" in note]
     assert len(notes) == noted
     assert all("at learning rate 1:" in note and "--learning-rate 0.1" in note for note in notes)
+
+
+@pytest.mark.slow
+def test_for_a_record_no_learning_rate_is_advised_since_its_plan_stands(tmp_path):
+    made = client(tmp_path, 1, pixels(0, 4), batch=1, rate=30.0)
+    report = medpfl.audit_record(made, made.parent / "private-truth" / made.name, MODEL, attacks=["iDLG(steps=1)"])
+    (note,) = [note for note in report.settings.notes if "unstable" in note]
+    assert "says nothing about lower learning rates." in note
+    assert "--learning-rate" not in note

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import stat
+from pathlib import Path
 
 import pytest
 import torch
@@ -71,6 +72,26 @@ def test_client_and_server_record_the_same_bytes_and_the_record_replays(tmp_path
             assert float((after[name] - whole).norm() / value.norm()) < 1e-5
         for name, value in (record.update.buffers or {}).items():
             torch.testing.assert_close(after[name], value.to(after[name].dtype))
+
+
+def test_each_client_of_a_simulation_can_have_a_folder_of_its_own(tmp_path):
+    from medpfl.integrations import flower
+
+    grid = apps.local_grid(apps.client_app([flower.record(tmp_path / "u/{site}", truth=True)]))
+    apps.run(grid, 1)
+    folders = ("site-0", "site-0/private-truth", "site-1", "site-1/private-truth")
+    assert all(len([*(tmp_path / "u" / name).glob("*.safetensors")]) == 1 for name in folders)
+    assert {path.name for path in (tmp_path / "u").iterdir()} == {"site-0", "site-1"}
+
+
+def test_a_node_without_a_partition_is_named_by_its_number():
+    from flwr.app import Context, RecordDict, UserConfig
+
+    from medpfl.integrations.flower.mods import _folder_of
+
+    node = Context(1, 42, UserConfig({}), RecordDict(), UserConfig({}))
+    assert _folder_of(Path("u/{site}"), node) == Path("u/node-42")
+    assert _folder_of(Path("u"), node) == Path("u")
 
 
 def test_a_truth_is_kept_only_if_asked_and_only_for_its_owner(tmp_path):

@@ -14,6 +14,7 @@ from medpfl.judging.types import Exposure, flat
 from medpfl.metrics.rates import cluster_interval, interval
 from medpfl.reporting import patient_lines
 from medpfl.reporting.patients import patient_rows
+from medpfl.reporting.words import DASH
 from tests.auditing.audit_cases import some_images, tiny
 
 
@@ -27,7 +28,7 @@ def one(patient, image, success=False, identified=False, ssim=0.3, **more):
         "attack": "iDLG()", "defense": "NoDefense()", "model": "M()", "data": "d", "plan": "Plan()", "grants": (),
         "control": "", "draw": 0, "stack": 0, "victim": int(image), "position": 0, "image": image, "patient": patient,
         "label": 0, "label_guess": 0, "scores": {"ssim": ssim, "psnr": 10.0}, "success": success,
-        "identified": identified, "gallery": 10, "chance": 0.1, "nearest_image": None, "loss": 0.1,
+        "identified": identified, "gallery": 20, "chance": 0.1, "nearest_image": None, "loss": 0.1,
         "steps": 3, "evaluations": 4,
         "ended": "converged", "flags": (), "seed": 0, "engine": "loop of 1", "device": "cpu", "versions": {},
         "seconds": 2.0, "date": "2026-01-01",
@@ -81,6 +82,17 @@ def test_without_a_gallery_nothing_is_said_of_identification():
     told = by_patient([replace(r, identified=None, chance=None) for r in ROWS])
     assert (told.identified.value, told.identified.low, told.chance) == (None, None, None)
     assert told.read_back.value == 1 / 3
+
+
+def test_in_a_small_gallery_nothing_is_said_of_identification_either():
+    told = by_patient([replace(r, gallery=19) for r in ROWS[:5]])
+    assert (told.identified.value, told.chance, told.worst[0].identified) == (None, None, None)
+    (line,) = patient_rows(summarize([replace(r, gallery=19) for r in ROWS]))
+    assert line.identified == DASH
+    assert line.worst == ("p-a: 3 images, 1 reconstructed, best SSIM 0.95",)
+    (cell,) = summarize([replace(r, gallery=19) for r in ROWS])
+    rates = (cell.identified, cell.identified_mean_image, cell.union.identified, cell.false_security_identified)
+    assert {rate.value for rate in rates} == {None}  # pages show a dash wherever the verdict has no rate
 
 
 def test_patients_that_share_an_update_are_a_cluster():

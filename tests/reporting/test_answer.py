@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from medpfl.core.experiments.settings import Settings
 from medpfl.core.plan import Plan
+from medpfl.core.verdicts import RECORDED
 from medpfl.reporting.page.answer import Step, answered, bars
 from medpfl.reporting.page.maker import maker
 from medpfl.reporting.verdict import verdict_sentences
@@ -143,6 +146,30 @@ def test_nothing_at_all_still_has_an_answer():
     answer = answered([], Settings.of({}))
     assert answer.sentences[0][0] is None
     assert answer.steps
+
+
+@pytest.mark.parametrize(
+    "flags", [["control-failed"], ["too-few"], ["control-failed", "out-of-budget"], ["small-gallery"]]
+)
+def test_for_a_record_no_option_is_advised_that_its_audit_ignores(flags):
+    record = Settings.of({**SETTINGS, "record": {"defense": UNDEFENDED}, "experiment": {"plan": "Plan(batch_size=8)"}})
+    own = [full(read=0, verdict="inconclusive", flags=flags, defense=name) for name in (UNDEFENDED, RECORDED)]
+    summary = united(own, updates_needed=60)
+    steps = answered(summary, record).steps
+    advised = " ".join([*(f"{one.text} {one.command}" for one in steps), *verdict_sentences(summary, record)])
+    without = advised.replace("medpfl audit IMAGES --model MODEL --mode eval --batch-size 1", "")
+    assert not re.search(r"--(mode|batch-size|local-images|images|learning-rate|grant)\b", without)
+    assert ("--minutes" in advised) == ("out-of-budget" in flags)
+    assert ("audit more records together" in advised) == ("control-failed" not in flags)
+
+
+@pytest.mark.parametrize(("norms", "plan", "defense"), [(0, "Plan()", "DPSGD"), (2, "Plan()", "GaussianNoise"),
+                                                       (2, "Plan(mode='eval')", "DPSGD")])  # fmt: skip
+def test_the_defense_that_is_advised_is_that_of_the_sentence(norms, plan, defense):
+    told = Settings.of({**SETTINGS, "model": {"batch_norm_layers": norms}, "experiment": {"plan": plan}})
+    (step,) = [one for one in answered(united([full()]), told).steps if "Test a defense" in one.text]
+    assert defense in step.command
+    assert ("such as noise" in step.text) == (defense == "GaussianNoise")
 
 
 def test_bars_are_those_of_all_attacks_together():

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import html
+from dataclasses import replace
+
 import pytest
 
-from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED
+from medpfl.core.experiments.settings import Settings
+from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
 from medpfl.judging.types import Cell, Rate, Union
-from medpfl.reporting.federation import Overview, RecordCells, sentences, state, verdicts
+from medpfl.reporting.federation import Overview, RecordCells, sentences, state, verdicts, write_federation_page
+from medpfl.reporting.page.answer import answered
 
 
 def cells(verdict: str, read: int = 0, images: int = 40) -> list[Cell]:
@@ -59,3 +64,70 @@ def test_what_leaks_by_itself_is_followed_by_all_records_together():
     assert said[1] == (NO_LEAK, said[1][1])
     assert said[1][1].startswith("All together: no leak was found: with 95 % confidence")
     assert sum("Worst" in text for _, text in said) == 1
+
+
+def failed(*flags: str, attack: str = "iDLG()", defense: str = RECORDED) -> Cell:
+    none = Rate(0.0, 0.0, 0.6)
+    needed = 14 if "too-few" in flags else None
+    union = Union(verdict=INCONCLUSIVE, images=4, updates=2, asr=none, updates_needed=needed)
+    own = tuple(flag for flag in flags if flag == "too-few")
+    return Cell(attack=attack, defense=defense, images=4, asr=none, flags=flags, union=replace(union, flags=own))
+
+
+def page(tmp_path, told: list[Cell], names=("site-1-round-0001-0a1b2c3d", "site-1-round-0001-4e5f6a7b"), **settings):
+    records = [RecordCells("site-1", 1, name, "right", told) for name in names]
+    over = Overview(records, told, {"site-1": told}, {1: told})
+    write_federation_page(tmp_path / "x.html", {"experiment": settings}, over, str)
+    return over, (tmp_path / "x.html").read_text()
+
+
+def test_attacks_that_fail_without_a_defense_need_other_attacks_and_not_more_records(tmp_path):
+    _, text = page(tmp_path, [failed("control-failed")], model="UserModel(call='Net') on (x - 0.508032) / 0.256024")
+    steps = text[text.index("What to do next") :]
+    assert "further update is a further trial" not in steps
+    for command in (
+        "medpfl check-model MODEL",
+        "medpfl audit IMAGES --model MODEL --mode eval --batch-size 1",
+        "medpfl frontier DATA --model MODEL --defense",
+    ):
+        assert command in html.unescape(steps)
+    assert "the user&#39;s own model Net, images normalized by mean 0.508 and standard deviation 0.256" in text
+
+
+def test_too_few_updates_need_more_records_and_no_option_that_a_record_ignores(tmp_path):
+    over, text = page(tmp_path, [failed("too-few")], model="LeNet() on (x - 0.5) / 0.25")
+    assert "at least 14 are needed" in sentences(over)[0][1]
+    assert "audit more records together" in text
+    assert "--images" not in text
+    assert 'frontier DATA --model "LeNet()" ' in html.unescape(text)
+
+
+def test_a_budget_that_ended_is_said_where_the_answer_is(tmp_path):
+    over, text = page(tmp_path, [failed("control-failed", "out-of-budget")])
+    assert "the searches stopped at their budget before they converged" in sentences(over)[0][1]
+    assert "Let the searches run longer (--minutes)." in text
+    shown = answered([failed("control-failed", "out-of-budget", defense=UNDEFENDED)], Settings(record={}))
+    assert "stopped at their budget" in shown.sentences[0][1]
+
+
+def test_the_attacks_are_named_where_the_answer_is(tmp_path):
+    told = [failed("too-few"), failed("too-few", attack="iDLG(), attempt 2"), failed("too-few", attack="RGAP()")]
+    over, _ = page(tmp_path, told)
+    assert (None, "Attacks: iDLG, RGAP.") in sentences(over)
+
+
+def test_two_records_of_one_site_and_round_differ_on_the_page_and_are_said_to_be_two(tmp_path):
+    over, text = page(tmp_path, [failed("too-few")])
+    for tag in ("0a1b2c3d", "4e5f6a7b"):
+        assert f"site-1 ({tag})" in text
+    assert over.named(over.records[0]) == "site-1 (record 0a1b2c3d) in round 1"
+    assert any("site-1: there are several records of the same round." in said for _, said in sentences(over))
+    over, text = page(tmp_path, [failed("too-few")], names=("site-1-round-0001",))
+    assert "site-1 (" not in text
+    assert not any("several records" in said for _, said in sentences(over))
+
+
+def test_what_differs_between_records_is_no_shared_setting():
+    one = Settings(model={"weights": "0a", "parameters": 5}, versions={"torch": "2"}, seed=1, device="cpu")
+    both = one.shared_with([replace(one, model={"weights": "1b", "parameters": 5}, seed=2)])
+    assert (both.model, both.versions, both.seed, both.device) == ({"parameters": 5}, {"torch": "2"}, None, "cpu")

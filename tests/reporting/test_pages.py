@@ -250,7 +250,7 @@ def test_every_rate_is_shown_with_its_interval(tmp_path):
     words = Page(shared).words.replace("\u2013", "-")
     for text in ("best candidate 83 % (10-95 %)", "nearest 4 % (10-95 %)", "100 %10-95 %chance 50 %"):
         assert text in words
-    assert "244 % zero update24 images, but only 6 updates" in words
+    assert "244 % zero update24 images, but only 6 independent updates" in words
     assert "class counts" not in words
 
 

@@ -67,7 +67,7 @@ def batches(updates: int = 2, per_update: int = 4, draws: int = 1):
 
 def test_an_interval_says_that_it_counts_updates():
     summary = batches()
-    few = "8 images, but only 2 updates"
+    few = "8 images, but only 2 independent updates"
     said = verdict_sentences(summary, Settings())[0]
     assert few in said
     (line,) = lines_of(summary, [])

@@ -152,7 +152,8 @@ CASES = {
         [cell(**UNSURE), cell(defense="Recorded()", **UNSURE)],
         {"record": {"difference": 1e-7}},
         f"Without a defense, these attacks reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). They "
-        "do not work here, so this test says nothing about safety. Try: medpfl check-model; other attacks (--attack).",
+        "do not work here, so this test says nothing about safety. Try: medpfl check-model; other attacks (--attack); "
+        "their images under an easier plan (medpfl audit IMAGES --model MODEL --mode eval --batch-size 1).",
         f"From the recorded update, a curious server reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). "
         "This is inconclusive: these attacks fail here even without a defense.",
     ),
@@ -186,9 +187,9 @@ CASES = {
     "the control's searches had too small a budget": (
         [cell(verdict="inconclusive", read=0, flags=["control-failed", "out-of-budget"])],
         {},
-        f"Without a defense, these attacks reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). They "
-        "do not work here, so this test says nothing about safety. Try: longer searches (--minutes); medpfl "
-        "check-model; --mode eval; --batch-size 1.",
+        f"Without a defense, these attacks reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). The "
+        "searches stopped at their budget, so this test says nothing about safety. Try: longer searches (--minutes); "
+        "medpfl check-model; --mode eval; --batch-size 1.",
         "No defense was tested. Add one with --defense.",
     ),
     "many: all unsure": (

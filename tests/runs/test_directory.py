@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from medpfl import InputError
+from medpfl.core.messages import told
 from medpfl.runs.directory import Kind, RunDirectory, known_in, private_folder, share_folder
 
-AUDIT = Kind("audit", 4, ("rows.jsonl", "summary.json", "images/*.safetensors", "round-*/weights.safetensors"))
+AUDIT = Kind("audit", 4, ("rows.jsonl", "summary.json"), ("images/*.safetensors", "round-*/weights.safetensors"))
 OTHER = Kind("training", 2, ("rounds.jsonl",))
 STUDY = Kind("reproduction", 2, ("table.md",), rows=False)
 
@@ -26,8 +27,12 @@ def claimed(out: Path, force: bool = False, kind: Kind = AUDIT, rows: bool = Tru
     with directory.locked():
         directory.claim(force)
     if rows:
-        (share_folder(out) / kind.outputs[0]).write_text("{}\n")
+        (shared(out) / kind.shared[0]).write_text("{}\n")
     return directory
+
+
+def shared(out: Path) -> Path:
+    return share_folder(out, AUDIT)
 
 
 def edited(out: Path, **changes: object) -> None:
@@ -82,11 +87,66 @@ def test_another_identity_is_refused_with_its_difference_unless_forced(tmp_path)
 
 def test_a_run_that_ended_before_its_first_row_is_nothing_to_keep(tmp_path):
     claimed(tmp_path, rows=False, seed=1)
-    (share_folder(tmp_path) / "rows.jsonl").write_text("")
+    (shared(tmp_path) / "rows.jsonl").write_text("")
     claimed(tmp_path, rows=False, seed=2)
     claimed(tmp_path / "study", kind=STUDY, rows=False, seed=1)
     with pytest.raises(InputError, match="holds another reproduction"):
         claimed(tmp_path / "study", kind=STUDY, seed=2)
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("name", ["patient.jpg", "images/1.safetensors", "sub/x.html", ".summary.json"])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_file_that_no_run_wrote_is_named_before_any_work_where_it_would_be_shared(tmp_path, name, force, begun):
+    if begun:
+        claimed(tmp_path)
+    foreign = tmp_path / "share" / name
+    foreign.parent.mkdir(parents=True, exist_ok=True)
+    foreign.write_text("")
+    rows = [path.read_text() for path in (tmp_path / "share").glob("rows.jsonl")]
+    calls = (
+        lambda: claimed(tmp_path, force),
+        lambda: RunDirectory(tmp_path, AUDIT).check(force),
+        lambda: share_folder(tmp_path, AUDIT),
+    )
+    for use in calls:
+        with pytest.raises(InputError, match=rf"/share' may be shared, .* it also holds '{name}': move that away"):
+            use()
+    assert foreign.exists()
+    assert [path.read_text() for path in (tmp_path / "share").glob("rows.jsonl")] == rows
+    assert begun or not (tmp_path / "run.json").exists()
+
+
+def test_a_link_where_it_would_be_shared_is_named_also_under_a_name_of_ours(tmp_path):
+    (tmp_path / "x").mkdir()
+    claimed(tmp_path / "run")
+    for name in ("summary.json", "folder"):
+        link = tmp_path / "run/share" / name
+        link.symlink_to(tmp_path / "x")
+        with pytest.raises(InputError, match=f"it also holds '{name}'"):
+            claimed(tmp_path / "run")
+        link.unlink()
+
+
+def test_many_foreign_files_are_counted_and_a_log_names_none(tmp_path):
+    (tmp_path / "share").mkdir()
+    for number in range(5):
+        (tmp_path / f"share/{number}.jpg").write_text("")
+    with pytest.raises(InputError, match=r"it also holds '0.jpg', '1.jpg', '2.jpg' and 2 more: move") as caught:
+        claimed(tmp_path)
+    assert "0.jpg" not in told(caught.value, shown=False)
+
+
+def test_what_a_file_manager_keeps_of_a_folder_goes_before_it_is_shared(tmp_path):
+    directory = claimed(tmp_path)
+    (tmp_path / "share/records").mkdir()
+    caches = [tmp_path / "share" / name for name in (".DS_Store", "Thumbs.db", "records/desktop.ini")]
+    for path in caches:
+        path.write_text("names and previews")
+    assert directory.check(force=False)
+    assert all(path.exists() for path in caches)  # a check writes nothing
+    claimed(tmp_path)
+    assert not any(path.exists() for path in caches)
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -153,7 +213,7 @@ def test_refused_rows_stay_refused_until_they_are_discarded(tmp_path):
 def test_what_a_run_wrote_is_discarded_and_nothing_else(tmp_path):
     directory = claimed(tmp_path)
     ours = [private_folder(tmp_path, "images") / "1.safetensors", tmp_path / "round-1/weights.safetensors"]
-    mine = [tmp_path / "round-2/notes.txt", share_folder(tmp_path) / "letter.pdf", tmp_path / "private/images/1.txt"]
+    mine = [tmp_path / "round-2/notes.txt", shared(tmp_path) / "letter.pdf", tmp_path / "private/images/1.txt"]
     for path in (*ours, *mine):
         path.parent.mkdir(exist_ok=True)
         path.write_text("")
@@ -168,7 +228,7 @@ def test_leftovers_of_a_killed_run_are_removed_those_of_its_runs_too(tmp_path):
     claimed(nested)
     parts = [
         tmp_path / ".run.json.0a1b2c3d",
-        share_folder(tmp_path) / ".report.html.0a1b2c3d",
+        shared(tmp_path) / ".report.html.0a1b2c3d",
         nested / ".run.json.0a1b2c3d",
     ]
     parts += [private_folder(tmp_path, "pictures") / ".x.png.0a1b2c3d", private_folder(tmp_path) / ".x.html.0a1b2c3d"]
@@ -184,7 +244,7 @@ def test_private_is_open_to_its_owner_alone_also_where_it_was_not(tmp_path):
     assert private_folder(tmp_path, "images") == tmp_path / "private/images"
     for folder in (tmp_path / "private", tmp_path / "private/images"):
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert stat.S_IMODE(share_folder(tmp_path).stat().st_mode) & 0o700 == 0o700
+    assert stat.S_IMODE(shared(tmp_path).stat().st_mode) & 0o700 == 0o700
 
 
 HOLDS = """

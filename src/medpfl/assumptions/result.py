@@ -78,7 +78,8 @@ class Realism:
     @property
     def settings(self) -> Settings:
         """The settings that all cases share."""
-        first = next(iter(self.reports.values())).settings
+        first, *others = (report.settings for report in self.reports.values())
+        first = first.shared_with(others)
         own = {name: first.experiment[name] for name in _SHARED if name in first.experiment}
         if trained := re.match(r"Checkpoint\(trained=(['\"])(.*?)\1[,)]", str(own.get("model"))):
             own["model"] = trained[2]
@@ -103,7 +104,7 @@ class Realism:
 
 def written(out: Path, found: Realism) -> Realism:
     """Write numbers and page, and return the result with its page."""
-    folder, over = share_folder(out), found.overview
+    folder, over = share_folder(out, REALISM), found.overview
     write(folder / "realism.json", json.dumps(found.to_dict(), indent=1).encode())
     lines = numbers(over)
     write(folder / "realism.csv", as_csv(list(lines[0]), lines).encode())

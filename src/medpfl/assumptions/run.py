@@ -25,8 +25,9 @@ from medpfl.core.roles import Attack, DataSource, Model
 from medpfl.core.threat import HONEST
 from medpfl.data.images import LabelledImages
 from medpfl.inputs.parts import is_record
-from medpfl.runs.directory import RUNS, RunDirectory, known_in, made, reading
+from medpfl.runs.directory import RUNS, RunDirectory, known_in, reading
 from medpfl.runs.estimate import Pace
+from medpfl.runs.folders import made
 from medpfl.runs.identity import Code, Identity
 from medpfl.runs.outlook import Outlook
 from medpfl.runs.pulse import pulsing

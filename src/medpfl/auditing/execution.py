@@ -33,7 +33,7 @@ from medpfl.engines.engine import TRIES, Again, Lost, Watch
 from medpfl.inputs.parts import Found, data_of
 from medpfl.inputs.standard import standard
 from medpfl.runs.cloak import Cloak
-from medpfl.runs.directory import check_outside, made
+from medpfl.runs.folders import check_outside, made
 from medpfl.runs.header_index import keep_index, recall_index
 from medpfl.runs.identity import unchanged
 from medpfl.runs.jobs import JobKey

@@ -143,7 +143,7 @@ def finish(store: Store, settings: Settings, classes: tuple[str, ...] = ()) -> R
 
     from medpfl.reporting import write_pages
 
-    shared = share_folder(store.out)
+    shared = share_folder(store.out, AUDIT)
     write(shared / "summary.json", json.dumps([cell.to_dict() for cell in summary], indent=1).encode())
     shown = (private_folder(store.out), store.picture) if all(store.pictured(job_of(row)) for row in rows) else None
     pages = write_pages(shared, settings, summary, rows, shown)

@@ -207,10 +207,12 @@ def _notes(checked: Feasibility) -> list[str]:
         notes.append(f"{checked.wrong_layer} has a second derivative that does not match what it computes.")
     if (checked.growth or 0) > UNSTABLE:
         rate = scenario.plan.learning_rate
+        recorded = any(isinstance(d, Recorded) for d in scenario.defenses)  # whose plan no option changes
+        lower = "" if recorded else f" Test one, too: --learning-rate {rate / 10:g}."
         notes.append(
             f"The local steps are unstable at learning rate {rate:g}: they make a small change of the weights "
             f"{checked.growth:.1f} times as large. Attacks often fail on such updates, which says nothing about lower "
-            f"learning rates. Test one, too: --learning-rate {rate / 10:g}."
+            f"learning rates.{lower}"
         )
     if scenario.data.masks is not None:
         pixelwise = "The model predicts a class for every pixel, so a target is an image and its mask."

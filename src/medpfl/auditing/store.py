@@ -26,8 +26,9 @@ __all__ = ["AUDIT", "ROWS", "Store", "check_claim", "claimed", "read_rows", "sto
 ROWS = f"{SHARE_FOLDER}/findings.jsonl"
 """Path to the rows in a run directory."""
 
-_OUTPUTS = ("findings.jsonl", "summary.json", "report*.html", "report*.pdf", "images/*.safetensors", "pictures/*.png")
-AUDIT = Kind("audit", 4, _OUTPUTS)
+_SHARED = ("findings.jsonl", "summary.json", "report.html", "report.pdf")
+_PRIVATE = ("report-with-images.html", "report-with-images.pdf", "images/*.safetensors", "pictures/*.png")
+AUDIT = Kind("audit", 4, _SHARED, _PRIVATE)
 """Since format 3, a row names the image nearest to its guess; since format 4, there are two folders."""
 
 _PLAIN = Cloak(None)

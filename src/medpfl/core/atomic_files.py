@@ -17,7 +17,7 @@ try:
 except ImportError:  # Windows, where nobody can remove a file that is open
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["PRIVATE", "SHARED", "as_csv", "oddity_of", "remove_leftovers", "write"]
+__all__ = ["PRIVATE", "SHARED", "as_csv", "is_leftover", "oddity_of", "remove_leftovers", "write"]
 
 PRIVATE = 0o600
 SHARED = 0o666  # less the umask
@@ -70,6 +70,15 @@ def _hold(descriptor: int) -> None:
     """
     if fcntl is not None:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def is_leftover(name: str) -> bool:
+    """Return True for the temporary name of a file that `write` is writing, or left behind.
+
+    >>> is_leftover(".report.html.0a1b2c3d"), is_leftover("report.html")
+    (True, False)
+    """
+    return _PART.fullmatch(name) is not None
 
 
 def remove_leftovers(folder: Path, name: str | None = None) -> None:

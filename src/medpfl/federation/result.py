@@ -25,14 +25,8 @@ __all__ = ["FEDERATION", "Audited", "Federation", "written"]
 FEDERATION = Kind(
     "federation",
     1,
-    (
-        "federation.jsonl",
-        "federation.json",
-        "federation.html",
-        "records/*.html",
-        "federation-with-images.html",
-        "federation*.pdf",
-    ),
+    ("federation.jsonl", "federation.json", "federation.html", "federation.pdf", "records/*.html"),
+    ("federation-with-images.html", "federation-with-images.pdf"),
     rows=False,
 )
 
@@ -109,22 +103,20 @@ class Federation:
     @property
     def settings(self) -> Settings:
         """The settings that all records share, with the number of all their images."""
-        first = self.records[0].report.settings
+        every = [one.report.settings for one in self.records]
+        first = every[0].shared_with(every[1:])
         images = len({row.image for one in self.records for row in one.report.rows})
         own = {name: first.experiment[name] for name in ("attacks", "memory_gib") if name in first.experiment}
-        models = dict.fromkeys(str(one.report.settings.experiment.get("model")) for one in self.records)
-        plans = dict.fromkeys(str(one.report.settings.experiment.get("plan")) for one in self.records)
+        models, plans = (dict.fromkeys(str(one.experiment.get(n)) for one in every) for n in ("model", "plan"))
         experiment = {
-            "model": "; or ".join(models),  # images may enter it in other ranges
+            "model": next(iter(models)) if len(models) == 1 else [*models],
             **own,
             "records": len(self.records),
             "sites": len(self.sites),
             "images": images,
             "plans": [*plans],
         }
-        every = [one.report.settings for one in self.records]
-        model = {k: value for k, value in first.model.items() if all(one.model.get(k) == value for one in every)}
-        bare = replace(first, experiment=experiment, model=model, data={}, notes=(), bounds=None, disclosure={})
+        bare = replace(first, experiment=experiment, data={}, notes=(), bounds=None, disclosure={})
         return replace(bare, record=None if first.record is None else {"defense": first.record.get("defense")})
 
     def verdicts(self) -> dict[str, str]:
@@ -175,7 +167,7 @@ def written(out: Path, found: Federation) -> Federation:
 
     The shared page links to copies of the records' pages without images, so that the folder can be shared as it is.
     """
-    folder, over, settings = share_folder(out), found.overview, found.settings.to_dict()
+    folder, over, settings = share_folder(out, FEDERATION), found.overview, found.settings.to_dict()
     write(folder / "federation.jsonl", lines(found.rows))
     write(folder / "federation.json", json.dumps(over.to_dict(), indent=1).encode())
     (folder / "records").mkdir(exist_ok=True)

@@ -24,8 +24,9 @@ from medpfl.federation.folders import MEAN, NAME, SITE, Entry, Files, entries, f
 from medpfl.federation.result import FEDERATION, Audited, Federation, written
 from medpfl.inputs.spelling import path_of
 from medpfl.runs.cloak import Cloak
-from medpfl.runs.directory import RUNS, RunDirectory, known_in, made, reading
+from medpfl.runs.directory import RUNS, RunDirectory, known_in, reading
 from medpfl.runs.estimate import Pace
+from medpfl.runs.folders import made
 from medpfl.runs.identity import Code, Identity
 from medpfl.runs.outlook import Outlook
 from medpfl.runs.study_key import Key, key_of

@@ -7,7 +7,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from medpfl.core.types import Finding
-from medpfl.judging.evidence import Tally, beats_in_pairs, clusters_of
+from medpfl.judging.evidence import Tally, beats_in_pairs, clusters_of, identified, mean_identified
 from medpfl.judging.false_security import false_security
 from medpfl.judging.masks import mask_scores
 from medpfl.judging.types import Numbers, Rate, Union
@@ -15,7 +15,6 @@ from medpfl.metrics.pixel import SUCCESS
 from medpfl.metrics.rates import cluster_interval, mean_interval
 
 __all__ = [
-    "GALLERY",
     "Evidence",
     "evidence_of",
     "gains_of",
@@ -25,9 +24,6 @@ __all__ = [
     "scored",
     "union_of",
 ]
-
-GALLERY = 20
-"""Smallest gallery in which re-identification counts as evidence."""
 
 Hit = Callable[[Finding], bool | None]
 
@@ -93,7 +89,7 @@ def numbers_of(
         psnr=_mean(_scores(own, "psnr")),
         mse=_mean(_scores(own, "mse")),
         ncc=_mean(_scores(own, "ncc")),
-        identified=_rate(own, _identified),
+        identified=_rate(own, identified),
         gallery=max((row.gallery for row in own), default=0),
         chance=_mean(_chances(own)),
         label_accuracy=_rate(own, _label_right),
@@ -118,12 +114,12 @@ def numbers_of(
         ncc_noise=_mean(_scores(own, "noise_ncc")),
         ssim_above_noise=_rate(own, _above("ssim", "noise_ssim")),
         ncc_above_noise=_rate(own, _above("ncc", "noise_ncc")),
-        identified_mean_image=_rate(own, _mean_identified),
-        identified_random_update=_rate(random, _identified),
+        identified_mean_image=_rate(own, mean_identified),
+        identified_random_update=_rate(random, identified),
         masks=mask_scores(own, random),
         asr_masked_vector=_rate(masked, _read),
         ssim_masked_vector=_mean(_scores(masked, "ssim")),
-        identified_masked_vector=_rate(masked, _identified),
+        identified_masked_vector=_rate(masked, identified),
         chance_masked_vector=_mean(_chances(masked)),
         false_security_asr=gains["asr"],
         false_security_ssim=gains["ssim"],
@@ -194,9 +190,8 @@ def labels_of(rows: Sequence[Finding]) -> Tally | None:
 def _evidence(cells: Sequence[Sequence[Finding]], random: Sequence[Sequence[Finding]], chance: float) -> Evidence:
     updates = {_place(row): (row.stack, row.victim) for rows in cells for row in rows}
     read, worst = (_any(cells, hit) for hit in (_read, _reaches("ssim_worst")))
-    told = [[row for row in rows if row.gallery >= GALLERY] for rows in cells]
-    named, mean = _any(told, _identified), _any(told, _mean_identified)
-    seen, lucky = (_any(part, _identified, _of_image) for part in (told, random))
+    named, mean = _any(cells, identified), _any(cells, mean_identified)
+    seen, lucky = (_any(part, identified, _of_image) for part in (cells, random))
     explained = [_share(_any(cells, _reaches(name))) for name in ("mean_image_ssim", "nearest_ssim")]
     read_floor = max([*explained, _share(_any(random, _read))])
     known = max(chance, _share(mean))
@@ -262,15 +257,6 @@ def _share(hits: Mapping[Hashable, bool]) -> float:
 
 def _read(row: Finding) -> bool:
     return row.success
-
-
-def _identified(row: Finding) -> bool | None:
-    return row.identified
-
-
-def _mean_identified(row: Finding) -> bool | None:
-    told = row.scores.get("mean_image_identified")
-    return None if told is None else bool(told)
 
 
 def _reaches(name: str) -> Hit:

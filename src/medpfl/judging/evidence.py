@@ -11,10 +11,23 @@ from scipy.special import betainc
 from medpfl.core.types import Finding
 from medpfl.metrics.rates import cluster_interval, effective_counts, interval
 
-__all__ = ["ALPHA", "Tally", "beats_in_pairs", "clusters_of", "holm", "updates_needed"]
+__all__ = [
+    "ALPHA",
+    "GALLERY",
+    "Tally",
+    "beats_in_pairs",
+    "clusters_of",
+    "holm",
+    "identified",
+    "mean_identified",
+    "updates_needed",
+]
 
 ALPHA = 0.025
 """Error probability of a one-sided decision, as at either end of a 95 % interval."""
+
+GALLERY = 20
+"""Smallest gallery in which re-identification is tested."""
 
 _MOST_UPDATES = 100_000
 
@@ -24,6 +37,17 @@ K = TypeVar("K", bound=Hashable)
 def clusters_of(rows: Sequence[Finding]) -> list[tuple[int, int]]:
     """Return each row's cluster, which is its update. Draws of weights attack the same images, so they share it."""
     return [(row.stack, row.victim) for row in rows]
+
+
+def identified(row: Finding) -> bool | None:
+    """Return True if a row's image was re-identified; ``None`` in a gallery too small to tell it from luck."""
+    return row.identified if row.gallery >= GALLERY else None
+
+
+def mean_identified(row: Finding) -> bool | None:
+    """Return the same for a guess that is the mean image."""
+    told = row.scores.get("mean_image_identified")
+    return None if told is None or row.gallery < GALLERY else bool(told)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Sequence
 
 from medpfl.core.types import Finding
-from medpfl.judging.evidence import clusters_of
+from medpfl.judging.evidence import clusters_of, identified
 from medpfl.judging.types import Rate
 from medpfl.metrics.rates import cluster_interval, mean_interval
 
@@ -14,7 +14,7 @@ __all__ = ["false_security"]
 _SCORES: dict[str, Callable[[Finding], float | None]] = {
     "asr": lambda row: float(row.success),
     "ssim": lambda row: row.scores.get("ssim"),
-    "identified": lambda row: None if row.identified is None else float(row.identified),
+    "identified": lambda row: None if (told := identified(row)) is None else float(told),
 }
 
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from medpfl.core.types import Finding
-from medpfl.judging.cells import GALLERY, Evidence, scored
-from medpfl.judging.evidence import Tally, clusters_of
+from medpfl.judging.cells import Evidence, scored
+from medpfl.judging.evidence import GALLERY, Tally, clusters_of, identified, mean_identified
 from medpfl.judging.types import Exposure, Patients, Rate
 from medpfl.metrics.pixel import SUCCESS
 
@@ -40,23 +40,23 @@ def by_patient(rows: Sequence[Finding], random: Sequence[Finding] = ()) -> tuple
         return None
     together, chance = _clusters(trials), _chance(trials)
     explained = max(_share(trials, _reaches(name)) for name in ("mean_image_ssim", "nearest_ssim"))
-    named = _share(trials, lambda row: bool(row.scores.get("mean_image_identified")))
+    named = _share(trials, lambda row: bool(mean_identified(row)))
     known_floor = max(chance or 0.0, named)
-    floor = max(known_floor, _share(lucky, lambda row: bool(row.identified)))
+    floor = max(known_floor, _share(lucky, lambda row: bool(identified(row))))
     explained = max(explained, _share(lucky, lambda row: row.success))
     read = _tally(trials, lambda row: row.success, together, explained, 0.0)
-    told = _tally(trials, lambda row: row.identified, together, floor, known_floor)
+    large = all(row.gallery >= GALLERY for row in known)
+    told = _tally(trials, identified, together, floor, known_floor) if large else None
     numbers = Patients(
         patients=len({patient for patient, _ in trials}),
         images=len({row.image for row in known}),
         without_patient=len({row.image for row in own if row.patient is None}),
         read_back=_rate(read),
         identified=_rate(told),
-        chance=chance,
+        chance=chance if large else None,
         worst=tuple(_worst(known)),
     )
-    large = all(row.gallery >= GALLERY for row in known)
-    return numbers, Evidence(read, told if large else None, None, True)
+    return numbers, Evidence(read, told, None, True)
 
 
 def _trials(rows: Iterable[Finding]) -> Trials:
@@ -120,7 +120,7 @@ def _worst(rows: Sequence[Finding]) -> list[Exposure]:
     for row in rows:
         patients.setdefault(str(row.patient), []).append(row)
     told = [_exposure(patient, own) for patient, own in patients.items()]
-    told.sort(key=lambda one: (-one.read_back / one.guesses, -one.identified / one.guesses, -one.ssim))
+    told.sort(key=lambda one: (-one.read_back / one.guesses, -(one.identified or 0) / one.guesses, -one.ssim))
     return told[: math.ceil(len(told) / _WORST)]
 
 
@@ -130,6 +130,6 @@ def _exposure(patient: str, rows: Sequence[Finding]) -> Exposure:
         images=len({row.image for row in rows}),
         guesses=len(rows),
         read_back=sum(row.success for row in rows),
-        identified=sum(bool(row.identified) for row in rows),
+        identified=sum(told) if (told := [hit for row in rows if (hit := identified(row)) is not None]) else None,
         ssim=max(row.scores.get("ssim") or 0.0 for row in rows),
     )

@@ -291,8 +291,8 @@ def _ignores_disclosure(key: _Key, found: _Rows) -> bool:
     return bool(untold) and told == untold
 
 
-def _place(row: Finding) -> tuple[int, int, int, int]:
-    return row.draw, row.stack, row.victim, row.position
+def _place(row: Finding) -> tuple[object, ...]:
+    return row.image, row.draw, row.stack, row.victim, row.position
 
 
 def _masked_leaks(key: _Key, found: _Rows) -> bool:

@@ -69,7 +69,8 @@ class Exposure:
         patient: pseudonym.
         images: image count for this patient.
         guesses: guess count for these images, over all draws of weights.
-        read_back, identified: how many guesses reconstruct, or re-identify, their image.
+        read_back, identified: how many guesses reconstruct, or re-identify, their image; `identified` is ``None``
+            if the gallery is too small to tell.
         ssim: largest SSIM among the guesses.
     """
 
@@ -77,7 +78,7 @@ class Exposure:
     images: int
     guesses: int
     read_back: int
-    identified: int
+    identified: int | None
     ssim: float
 
 
@@ -239,7 +240,8 @@ class Numbers:
             the same attack on random updates.
         psnr, mse: means, in dB and in squared units of [0, 1].
         ncc: mean normalized cross-correlation.
-        identified: share of images re-identified; ``gallery``: images to choose from; ``chance``: a blind guess's rate.
+        identified: share of images re-identified, unknown in a gallery of fewer than 20 images; ``gallery``: images to
+            choose from; ``chance``: a blind guess's rate.
         label_accuracy: share of labels inferred correctly; ``label_chance``: share of the commonest class.
         counts_exact: share of updates of several images in which the number of images is right for every class;
             unknown if labels are granted. ``count_error``: mean share of an update's images that are counted in a wrong

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from medpfl.core.experiments.settings import Json
 from medpfl.core.threat import GRANTS
-from medpfl.reporting.words import DASH, number
+from medpfl.reporting.words import DASH, model_words, number, several
 
 __all__ = ["Facts", "facts", "granted", "lead", "sent_beside"]
 
@@ -58,6 +58,8 @@ def _text(name: str, value: object) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return number(value, "g")
+    if name == "model":
+        return model_words(str(value))
     return f"{value:,}" if isinstance(value, int) and name != "seed" else str(value)
 
 
@@ -89,5 +91,6 @@ def lead(settings: Json) -> str:
     """Return the line under the title: model, data, number of images, start time."""
     experiment, data = settings.get("experiment") or {}, settings.get("data") or {}
     images = f"{data['images']:,} images" if isinstance(data.get("images"), int) else None
-    parts = [experiment.get("model"), data.get("source"), images, settings.get("started")]
+    model = "; ".join(map(model_words, several(experiment.get("model"))))
+    parts = [model, data.get("source"), images, settings.get("started")]
     return " \u00b7 ".join(str(part) for part in parts if part)

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from medpfl.core.atomic_files import SHARED, write
-from medpfl.core.experiments.settings import Json
+from medpfl.core.experiments.settings import Json, Settings
 from medpfl.core.messages import counted
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
 from medpfl.judging.summary import by_defense
 from medpfl.judging.types import Cell, Union
 from medpfl.reporting.phrases import Cells, bounded, by, counts, extent, hits, reason
 from medpfl.reporting.tables import SHORT
-from medpfl.reporting.words import DASH, percent, percents
+from medpfl.reporting.words import DASH, brief, percent, percents
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from medpfl.reporting.page.advice import Advice
+
 __all__ = ["Overview", "RecordCells", "federation_table", "sentences", "state", "verdicts", "write_federation_page"]
 
 _EACH = ("Images", "Reconstructed", "Re-identified", "Verdict")
+_TAG = re.compile(r"-([0-9a-f]{8})$")
+"""The end of a record's name if its site and round are those of another record as well."""
 _SAFE = "A failed attack does not show that the updates are safe."
 
 
@@ -43,9 +48,6 @@ class RecordCells(NamedTuple):
     name: str
     checked: str
     cells: Cells
-
-    def __str__(self) -> str:
-        return self.site if self.round is None else f"{self.site} in round {self.round}"
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,26 @@ class Overview:
     without_truth: Sequence[str] = ()
     masked: int = 0
     clients: int = 1
+
+    def site_of(self, one: RecordCells, word: str = "") -> str:
+        """Return a record's site, with the record's tag after a word if another record has the same site and round."""
+        found = _TAG.search(one.name) if self._alike[one.site, one.round] > 1 else None
+        return f"{one.site} ({word}{found[1]})" if found else one.site
+
+    def named(self, one: RecordCells) -> str:
+        """Return a record's site and round."""
+        site = self.site_of(one, "record ")
+        return site if one.round is None else f"{site} in round {one.round}"
+
+    @property
+    def mixed(self) -> list[str]:
+        """The sites with several records of one round, although each holds a single client's update."""
+        same = (site for (site, number), count in self._alike.items() if number is not None and count > 1)
+        return sorted(dict.fromkeys(same)) if self.clients == 1 else []
+
+    @property
+    def _alike(self) -> Counter[tuple[str, int | None]]:
+        return Counter((one.site, one.round) for one in self.records)
 
     def to_dict(self) -> Json:
         """Return the entry for ``federation.json``."""
@@ -122,7 +144,7 @@ def sentences(over: Overview) -> list[tuple[str | None, str]]:
     made: list[tuple[str | None, str]]
     if whole == LEAKS != union.verdict:
         worst = max(_leaking(over), key=lambda one: extent(_union(one.cells)))
-        first = f"{opening}, {_alone(over)} leak by themselves. Worst: from {worst}, these attacks"
+        first = f"{opening}, {_alone(over)} leak by themselves. Worst: from {over.named(worst)}, these attacks"
         made = [(whole, f"{first} {counts(_union(worst.cells))}."), (union.verdict, f"All together: {_pooled(over)}")]
     elif whole != union.verdict:
         gone = counted(len(over.without_truth), "further record")
@@ -131,6 +153,7 @@ def sentences(over: Overview) -> list[tuple[str | None, str]]:
         made = [(whole, f"{opening}, {_pooled(over)}")]
     if (union.verdict == whole or whole != LEAKS) and (worst := _worst(over)):
         made.append(worst)
+    made.append((None, f"Attacks: {', '.join(_attacks(over))}."))
     bare = [cell for cell in over.summary if cell.defense == UNDEFENDED]
     if bare:
         made.append((None, f"The same trainings without a defense: these attacks {counts(bare[0].union)}."))
@@ -143,7 +166,7 @@ def _pooled(over: Overview) -> str:
     if union.verdict == NO_LEAK:
         return f"no leak was found: {bounded(union)}. {_SAFE}"
     if union.verdict == INCONCLUSIVE:
-        why = re.sub(r" \(--images \d+\)", "", reason(own))
+        why = reason(own, recorded=True)
         return f"these attacks {counts(union)}. For all records together, this is inconclusive: {why}."
     return f"an attacker {counts(union)} with {by(_without_attempts(own))}."
 
@@ -162,7 +185,10 @@ def _worst(over: Overview) -> tuple[str, str] | None:
     union = _union(worst.cells)
     if not _leaking(over) and not hits(union.asr, union.images) and not hits(union.identified, union.images):
         return None
-    return union.verdict, f"Worst: from {worst}, these attacks {counts(union)}. Leaking by themselves: {_alone(over)}."
+    return (
+        union.verdict,
+        f"Worst: from {over.named(worst)}, these attacks {counts(union)}. Leaking by themselves: {_alone(over)}.",
+    )
 
 
 def _alone(over: Overview) -> str:
@@ -174,6 +200,20 @@ def _alone(over: Overview) -> str:
 
 def _without_attempts(cells: Cells) -> list[Cell]:
     return [replace(cell, attack=re.sub(r", attempt \d+$", "", cell.attack)) for cell in cells]
+
+
+def _attacks(over: Overview) -> list[str]:
+    """Return the attacks' names, which a reader cannot see elsewhere on the page unless the settings are unfolded."""
+    return list(brief(dict.fromkeys(cell.attack for cell in _without_attempts(over.summary)), 80).values())
+
+
+def _advice(settings: Json, over: Overview) -> Advice:
+    from medpfl.reporting.page.advice import of_federation
+
+    own = _recorded(over.summary)
+    undecided = own if _union(own).verdict == INCONCLUSIVE else ()
+    shared = Settings.of({**settings, "record": settings.get("record") or {}})
+    return of_federation(state(over), bool(over.without_truth), undecided, shared)
 
 
 def _missing(over: Overview) -> list[str]:
@@ -188,6 +228,11 @@ def _missing(over: Overview) -> list[str]:
         lines.append(
             f"Not audited: {counted(over.masked, 'masked message')} of secure aggregation. Alone, each is random "
             "numbers. The server learns the sum; docs/federation.md shows how to record and audit it."
+        )
+    if mixed := over.mixed:
+        lines.append(
+            f"{' and '.join(mixed)}: there are several records of the same round. If they come from several clients, "
+            "record each client in a folder of its own (updates/{site}, see docs/federation.md)."
         )
     open_ = sum(one.checked == "unverified" for one in over.records)
     if open_:
@@ -232,7 +277,7 @@ def federation_table(over: Overview) -> Table:
     for one in over.records:
         *numbers, (verdict, _) = _entries(one.cells)
         shown = [value for value, _ in numbers]
-        table.add_row(*map(Text, (one.site, _round(one.round), *shown, SHORT.get(verdict, verdict))))
+        table.add_row(*map(Text, (over.site_of(one), _round(one.round), *shown, SHORT.get(verdict, verdict))))
     return table
 
 
@@ -253,7 +298,6 @@ def write_federation_page(
         images: True if the records' pages show private images.
         mode: the file's mode.
     """
-    from medpfl.reporting.page.advice import of_federation
     from medpfl.reporting.page.rendering import rendered
 
     check = {"right": "matches the training", "unverified": "not in full", "defense": "fits the stated defense"}
@@ -262,13 +306,18 @@ def write_federation_page(
         settings,
         images=images,
         sentences=sentences(over),
-        advice=of_federation(state(over), bool(over.without_truth)),
+        advice=_advice(settings, over),
         averaged=over.clients > 1,
         columns=("Site", "Round", *_EACH, "Verified"),
         rows=[
             (
                 link(one.name),
-                [(one.site, ""), (_round(one.round), ""), *_entries(one.cells), (check.get(one.checked, DASH), "")],
+                [
+                    (over.site_of(one), ""),
+                    (_round(one.round), ""),
+                    *_entries(one.cells),
+                    (check.get(one.checked, DASH), ""),
+                ],
             )
             for one in over.records
         ],

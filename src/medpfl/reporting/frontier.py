@@ -12,7 +12,7 @@ from medpfl.reporting.figures.bounds import bound_section
 from medpfl.reporting.figures.frontier import NAMES, frontier_figure
 from medpfl.reporting.phrases import REASONS, trials
 from medpfl.reporting.verdict import MARKS
-from medpfl.reporting.words import DASH, epsilons, known, label, number, percent, percents, similarity
+from medpfl.reporting.words import DASH, epsilons, known, label, model_argument, number, percent, percents, similarity
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -262,7 +262,7 @@ def write_frontier_page(out: Path, settings: Json, points: Points, chosen: Json)
     page = rendered(
         "frontier",
         settings,
-        advice=of_frontier(points, chosen),
+        advice=of_frontier(points, chosen, model_argument(str((settings.get("experiment") or {}).get("model", "")))),
         sentences=sentences(points, chosen, settings),
         notes=[*how_to_read(settings), *settings["notes"]],
         figures=[(NAMES[metric], Markup(frontier_figure(points, chosen, metric))) for metric in _asked(chosen)],

@@ -8,7 +8,7 @@ from textwrap import indent
 from typing import TYPE_CHECKING, NamedTuple
 
 from medpfl.core.atomic_files import write
-from medpfl.core.experiments.settings import Json
+from medpfl.core.experiments.settings import Json, Settings
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.judging.types import Cell
 from medpfl.reporting.figures.svg import COLORS, inline
@@ -195,7 +195,7 @@ def write_leakage_page(out: Path, settings: Json, summary: RoundCells) -> Path:
     page = rendered(
         "leakage",
         settings,
-        advice=of_leakage(_worst(summary)),
+        advice=of_leakage(_worst(summary), Settings.of(settings)),
         sentence=sentence(summary),
         figures=[(_NAMES[score], Markup(leakage_figure(summary, score))) for score in _DRAWN],
         columns=COLUMNS,

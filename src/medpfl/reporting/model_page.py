@@ -9,7 +9,7 @@ from medpfl.core.atomic_files import write
 from medpfl.core.experiments.settings import Json
 from medpfl.reporting.page.advice import of_model
 from medpfl.reporting.page.rendering import rendered
-from medpfl.reporting.words import percent
+from medpfl.reporting.words import model_words, percent
 
 __all__ = ["model_page", "write_model_page"]
 
@@ -30,7 +30,10 @@ def model_page(check: Json) -> list[tuple[str, list[str]]]:
         check: the fields of a `medpfl.inspection.check.ModelCheck`.
     """
     return [
-        (f"{check['model']} on images {_shape(check['image_shape'])}, {check['mode']} mode", list(_facts(check))),
+        (
+            f"{model_words(check['model'])} on images {_shape(check['image_shape'])}, {check['mode']} mode",
+            list(_facts(check)),
+        ),
         ("What its updates reveal without any search", list(_leaks(check))),
         ("Attacks", list(_attacks(check))),
         ("Images of a batch that Separation can tell apart and read, by count", list(_capacity(check["capacity"]))),

@@ -67,5 +67,5 @@ def _rate(rate: Rate, tolerance: float) -> str:
 def _exposed(one: Exposure) -> str:
     images = f"{one.images} image" + "s" * (one.images != 1)
     tries = f"{one.guesses} guesses for {images}" if one.guesses > one.images else images
-    read, told = (count or "none" for count in (one.read_back, one.identified))
-    return f"{one.patient}: {tries}, {read} reconstructed, {told} re-identified, best SSIM {similarity(one.ssim)}"
+    told = "" if one.identified is None else f", {one.identified or 'none'} re-identified"
+    return f"{one.patient}: {tries}, {one.read_back or 'none'} reconstructed{told}, best SSIM {similarity(one.ssim)}"

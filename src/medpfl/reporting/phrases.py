@@ -12,6 +12,7 @@ from medpfl.judging.types import Cell, Rate, Union
 from medpfl.reporting.words import attacker, known, label, percent, percents, share
 
 __all__ = [
+    "EASY",
     "Cells",
     "bounded",
     "by",
@@ -22,15 +23,24 @@ __all__ = [
     "grouped",
     "hits",
     "images_needed",
+    "is_recorded",
     "labels",
     "reason",
+    "spent",
     "strength",
     "trials",
 ]
 
 Cells = Sequence[Cell]
 
+EASY = "medpfl audit IMAGES --model MODEL --mode eval --batch-size 1"
+"""An audit that is easier for attacks than that of a record, whose plan no option changes."""
+
 _BLUNT = "these attacks fail here even without a defense"
+_SPENT = (
+    "the searches stopped at their budget before they converged, and found too little even without a defense (raise "
+    "--minutes)"
+)
 
 # Ordered by priority: the first raised flag gives the reason.
 REASONS = {
@@ -104,6 +114,16 @@ def counts(union: Union) -> str:
     return f"{first} {link} re-identified {told or 'none'}{_rate(union.identified, union.tolerance, chance)}"
 
 
+def is_recorded(settings: Settings) -> bool:
+    """Return True for an audit of recorded updates: options cannot change their plan, images and number."""
+    return settings.record is not None
+
+
+def spent(cells: Cells) -> bool:
+    """Return True if the searches of all attacks stopped at their budget, so that longer ones may find more."""
+    return bool(cells) and all("out-of-budget" in cell.flags for cell in cells)
+
+
 def trials(images: int, updates: int, per_update: int) -> str:
     """Return how few independent updates an interval counts; ``""`` if each image has an update of its own.
 
@@ -113,12 +133,12 @@ def trials(images: int, updates: int, per_update: int) -> str:
         per_update: number of images in one update.
 
     >>> trials(8, 2, 4), trials(8, 4, 1), trials(8, 8, 1)
-    ('8 images, but only 2 updates', '8 guesses, but only 4 updates', '')
+    ('8 images, but only 2 independent updates', '8 guesses, but only 4 independent updates', '')
     """
     if not 0 < updates < images:
         return ""
     what = f"{images} guesses" if images > updates * per_update else counted(images, "image")
-    return f"{what}, but only {counted(updates, 'update')}"
+    return f"{what}, but only {counted(updates, 'independent update')}"
 
 
 def _rate(rate: Rate, tolerance: float, more: str = "") -> str:
@@ -174,11 +194,15 @@ def labels(cells: Cells) -> str:
     return f" The labels of {some} of {counted(best.images, 'image')} were inferred.{counts}"
 
 
-def reason(cells: Cells) -> str:
+def reason(cells: Cells, recorded: bool = False) -> str:
     """Return why a defense's result is inconclusive.
 
     The reason comes from the flags of all attacks together or, if there are none, from the adaptive attacks' flags.
     Naive attacks count only if no other attack was run.
+
+    Args:
+        cells: the cells of one defense.
+        recorded: True for recorded updates: more of them need more records, not an option.
     """
     union = cells[0].union
     asked = [cell for cell in cells if cell.knows_defense is not False] or cells
@@ -189,7 +213,9 @@ def reason(cells: Cells) -> str:
         return empty or "no image was scored"
     found = next((why for flag, why in REASONS.items() if flag in flags and flag not in _LAST), None)
     if "too-few" in flags and (found is None or own):
-        return _few(union)
+        return _few(union, recorded)
+    if found == _BLUNT and spent(asked):
+        return _SPENT
     later = (why for flag, why in REASONS.items() if flag in flags)
     return found or next(later, "these results cannot tell a leak from a failed attack")
 
@@ -210,7 +236,12 @@ def images_needed(union: Union) -> int | None:
 
 
 def easier(settings: Settings) -> list[str]:
-    """Return the options under which attacks have it easier than in a run: those that it does not have already."""
+    """Return the options under which attacks have it easier than in a run: those that it does not have already.
+
+    There are none for a record, whose plan no option changes.
+    """
+    if is_recorded(settings):
+        return []
     plan, layers = str(settings.experiment.get("plan")), settings.model
     train = "mode='eval'" not in plan
     drawn = bool(layers.get("dropout_layers"))
@@ -234,15 +265,16 @@ def grouped(cells: Cells) -> list[list[Cell]]:
     return list(groups.values())
 
 
-def _few(union: Union) -> str:
+def _few(union: Union, recorded: bool) -> str:
     """Return a phrase that the updates are too few, and how many would be enough."""
     need = union.updates_needed
     have = "one update is" if union.updates == 1 else f"{union.updates} updates are"
     if need is None:
         return f"{have} too few to tell a leak from a failed attack; at these rates, no number would be enough"
+    images = "" if recorded else f" (--images {images_needed(union)})"
     if need <= union.updates:
-        twice = f"attack twice as many (--images {images_needed(union)})"
+        twice = f"{'audit twice as many records' if recorded else 'attack twice as many'}{images}"
         return f"{have} too few to tell a leak from a failed attack; {twice}"
     stay = " if the rates stay the same" if union.asr.value or union.identified.value else ""
-    enough = f"at least {need} are needed (--images {images_needed(union)}){stay}"
+    enough = f"at least {need} are needed{images}{stay}"
     return f"{have} too few to tell a leak from a failed attack; {enough}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medpfl.core.atomic_files import write
-from medpfl.core.experiments.settings import Json
+from medpfl.core.experiments.settings import Json, Settings
 from medpfl.core.rounds import Round, Scores
 from medpfl.core.verdicts import UNDEFENDED
 from medpfl.reporting.words import between, epsilons, label, number, percent, percents
@@ -110,7 +110,9 @@ def write_training_page(out: Path, settings: Json, rows: Sequence[Round]) -> Pat
         "training",
         settings,
         sentences=sentences(rows, settings),
-        advice=of_training((settings.get("experiment") or {}).get("defense", UNDEFENDED) != UNDEFENDED),
+        advice=of_training(
+            (settings.get("experiment") or {}).get("defense", UNDEFENDED) != UNDEFENDED, Settings.of(settings)
+        ),
         notes=settings.get("notes") or (),
         figures=[
             (

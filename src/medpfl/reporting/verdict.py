@@ -11,7 +11,21 @@ from dataclasses import replace
 from medpfl.core.experiments.settings import Settings
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
 from medpfl.judging.types import Cell
-from medpfl.reporting.phrases import Cells, bounded, by, counts, easier, example, extent, hits, labels, reason
+from medpfl.reporting.phrases import (
+    EASY,
+    Cells,
+    bounded,
+    by,
+    counts,
+    easier,
+    example,
+    extent,
+    hits,
+    is_recorded,
+    labels,
+    reason,
+    spent,
+)
 from medpfl.reporting.words import brief, known, label, percent, share
 
 __all__ = ["MARKS", "verdict_sentences"]
@@ -31,7 +45,7 @@ def verdict_sentences(summary: Cells, settings: Settings) -> tuple[str, str]:
         return "No attack has finished.", "There is no result for these images yet."
     bare, groups = _split(_named(summary))
     recorded = bool(groups) and groups[0][0].defense == label(RECORDED)
-    first = _undefended(bare, settings, recorded) if bare else _no_control(summary)
+    first = _undefended(bare, settings) if bare else _no_control(summary)
     if not groups:
         return first, "No defense was tested. Add one with --defense."
     if recorded:
@@ -60,17 +74,20 @@ def _state(cells: Cells) -> str:
     return cells[0].union.verdict
 
 
-def _undefended(cells: Cells, settings: Settings, recorded: bool) -> str:
+def _undefended(cells: Cells, settings: Settings) -> str:
     union = cells[0].union
     if _state(cells) == LEAKS:
         return f"Without a defense, {_actor(settings)} {counts(union)} with {by(cells)}."
     if "control-failed" in cells[0].flags and union.images:
         longer = {"out-of-budget": "longer searches (--minutes); ", "not-converged": "more steps; "}
         steps = next((text for flag, text in longer.items() if all(flag in cell.flags for cell in cells)), "")
-        rest = "; ".join(() if recorded else easier(settings)) or "other attacks (--attack)"  # a record sets its plan
+        rest = "; ".join(easier(settings)) or "other attacks (--attack)"
+        if is_recorded(settings):
+            rest += f"; their images under an easier plan ({EASY})"
+        why = "The searches stopped at their budget" if spent(cells) else "They do not work here"
         return (
-            f"Without a defense, these attacks {counts(union)}. They do not work here, so this test says nothing about "
-            f"safety. Try: {steps}medpfl check-model; {rest}."
+            f"Without a defense, these attacks {counts(union)}. {why}, so this test says nothing about safety. "
+            f"Try: {steps}medpfl check-model; {rest}."
         )
     return _open("Without a defense", cells, settings)
 
@@ -109,10 +126,10 @@ def _without_leak(opening: str, cells: Cells, settings: Settings) -> str:
 
 def _open(opening: str, cells: Cells, settings: Settings) -> str:
     """Return the statement for an inconclusive result: the counts and the reason."""
-    union = cells[0].union
+    union, why = cells[0].union, reason(cells, is_recorded(settings))
     if not union.images:
-        return f"{opening}, there is no result: {reason(cells)}."
-    return f"{opening}, {_actor(settings)} {counts(union)}. This is inconclusive: {reason(cells)}.{labels(cells)}"
+        return f"{opening}, there is no result: {why}."
+    return f"{opening}, {_actor(settings)} {counts(union)}. This is inconclusive: {why}.{labels(cells)}"
 
 
 def _hidden(cells: Cells) -> bool:

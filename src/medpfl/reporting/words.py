@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from medpfl.core.rounds import Epsilons
 from medpfl.core.verdicts import RECORDED, SUCCESS, UNDEFENDED
@@ -20,9 +20,11 @@ __all__ = [
     "known",
     "label",
     "model_argument",
+    "model_words",
     "number",
     "percent",
     "percents",
+    "several",
     "share",
     "shorten",
     "signed",
@@ -40,11 +42,47 @@ def known(value: object) -> bool:
 def model_argument(spec: str) -> str:
     """Return a model's spec as an argument in a command; ``MODEL`` for one from a file, whose place pages do not tell.
 
-    >>> model_argument("ResNet(18)"), model_argument("UserModel(call='make')")
-    ('"ResNet(18)"', 'MODEL')
+    >>> model_argument("ResNet(18)"), model_argument("UserModel(call='make')"), model_argument("MLP() on (x - 0.5) / 1")
+    ('"ResNet(18)"', 'MODEL', '"MLP()"')
     """
     from_file = ("UserModel(", "GivenModel(", "Checkpoint(")
-    return "MODEL" if not spec or spec.startswith(from_file) else f'"{spec}"'
+    own = _ENTERING.sub("", spec)
+    return "MODEL" if not own or own.startswith(from_file) else f'"{own}"'
+
+
+_ENTERING = re.compile(r" on \(x - (?P<mean>[-+.,e0-9]+)\) / (?P<deviation>[-+.,e0-9]+)$")
+"""The end of the spec of a model whose images enter in another range, see `medpfl.models.entering.Entering`."""
+_OWN = re.compile(r"""(?:UserModel|GivenModel)\((?:call|name)=(['"])(?P<name>.*)\1\)""")
+_TRAINED = re.compile(r"""Checkpoint\(trained=(['"])(?P<spec>.*?)\1(?:, .*?)??(?:, round=(?P<round>\d+))?\)""")
+
+
+def several(value: str | Sequence[str] | None) -> list[str]:
+    """Return a setting as a list, whether it holds one spec, several, or none."""
+    return [value] if isinstance(value, str) and value else [str(one) for one in value or ()]
+
+
+def model_words(spec: str) -> str:
+    """Return a model's spec in words that need no knowledge of MedPFL's specs.
+
+    >>> model_words("UserModel(call='Net') on (x - 0.508032) / 0.256024")
+    "the user's own model Net, images normalized by mean 0.508 and standard deviation 0.256"
+    >>> model_words("Checkpoint(trained='LeNet()', round=3)"), model_words("LeNet(variant='idlg')")
+    ('LeNet() after round 3 of its training', "LeNet(variant='idlg')")
+    """
+    if enters := _ENTERING.search(spec):
+        mean, deviation = (_rounded(enters[name]) for name in ("mean", "deviation"))
+        whole = model_words(spec[: enters.start()])
+        return f"{whole}, images normalized by mean {mean} and standard deviation {deviation}"
+    if own := _OWN.fullmatch(spec):
+        return f"the user's own model {own['name']}"
+    if trained := _TRAINED.fullmatch(spec):
+        return f"{model_words(trained['spec'])} after round {trained['round'] or 0} of its training"
+    return spec
+
+
+def _rounded(numbers: str) -> str:
+    """Return numbers of a normalization, one for each color channel, with three digits."""
+    return ", ".join(f"{float(one):.3g}" for one in numbers.split(","))
 
 
 def number(value: float | None, style: str = ".2f") -> str:

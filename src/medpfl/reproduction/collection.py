@@ -10,7 +10,7 @@ from medpfl.auditing.store import ROWS
 from medpfl.core.messages import SHARE_FOLDER
 from medpfl.reproduction.accuracy import Accuracies
 from medpfl.reproduction.legacy import write_legacy
-from medpfl.reproduction.outputs import Gap, of_version, write_tables
+from medpfl.reproduction.outputs import REPRODUCTION, Gap, of_version, write_tables
 from medpfl.reproduction.pictures import write_pictures
 from medpfl.reproduction.published import Published
 from medpfl.reproduction.tables import Row, rows_of
@@ -91,7 +91,7 @@ class Collection:
 
     def whole(self) -> Reproduction:
         """Write the page on legacy scores and all tables, and return the results."""
-        legacy = tuple(write_legacy(share_folder(self.out)))
+        legacy = tuple(write_legacy(share_folder(self.out, REPRODUCTION)))
         return Reproduction(self.rows, self.gaps, self.tables(), legacy, tuple(self.pictures))
 
 

@@ -10,17 +10,14 @@ from pathlib import Path
 from medpfl.core.errors import InputError
 from medpfl.reproduction import experiments
 from medpfl.reproduction.experiments import EXPERIMENTS, SAMPLES, SETS, Study
-from medpfl.reproduction.outputs import Gap, panels_of
+from medpfl.reproduction.outputs import REPRODUCTION, Gap, panels_of
 from medpfl.reproduction.places import Places
 from medpfl.reproduction.scale import Form
 from medpfl.reproduction.task import Task, training_folder
-from medpfl.runs.directory import Kind, RunDirectory, known_in, made, reading
+from medpfl.runs.directory import RunDirectory, known_in, reading
+from medpfl.runs.folders import made
 
 __all__ = ["Claims"]
-
-_TABLES = (f"{name}.{suffix}" for name in EXPERIMENTS for suffix in ("md", "csv", "tex"))
-_REPRODUCTION = Kind("reproduction", 2, (*_TABLES, "legacy.md", "legacy.png", "panels/*.png"), rows=False)
-"""Since format 2, the runs lie inside, and files that may be shared have their own folder."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,7 @@ class Claims:
             InputError: if it holds no reproduction, or one that this version cannot read.
         """
         with reading(out):
-            found = RunDirectory(out, _REPRODUCTION).noted()
+            found = RunDirectory(out, REPRODUCTION).noted()
             parts = found.get("parts", {}).items()
             forms = {name: {part: Form(**form) for part, form in own.items()} for name, own in parts}
             return cls(dict(found.get("sets", {})), forms)
@@ -57,7 +54,7 @@ class Claims:
                 `RunDirectory.claim` raises it.
         """
         made(out)
-        directory = RunDirectory(out, _REPRODUCTION)
+        directory = RunDirectory(out, REPRODUCTION)
         with directory.locked():
             directory.claim(force)
             claims = cls.read(out)._extended(out, chosen, places, form, force)
@@ -68,7 +65,7 @@ class Claims:
     @classmethod
     def check(cls, out: Path, chosen: Mapping[str, Study], form: Form, force: bool) -> None:
         """Raise the `InputError` of `extend`; nothing is written."""
-        if RunDirectory(out, _REPRODUCTION).check(force) and not force:
+        if RunDirectory(out, REPRODUCTION).check(force) and not force:
             for task in cls.read(out).tasks():
                 if _replaces(task, chosen, form):
                     _refuse(task, out)

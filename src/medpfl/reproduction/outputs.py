@@ -13,10 +13,14 @@ from medpfl.reproduction import experiments
 from medpfl.reproduction.modalities import KEPT, kept, relations
 from medpfl.reproduction.published import Published, beside
 from medpfl.reproduction.tables import Row, as_latex, as_markdown, as_table
-from medpfl.runs.directory import RUNS, share_folder
+from medpfl.runs.directory import RUNS, Kind, share_folder
 from medpfl.runs.environment import versions
 
-__all__ = ["Gap", "of_version", "panels_of", "write_tables"]
+__all__ = ["REPRODUCTION", "Gap", "of_version", "panels_of", "write_tables"]
+
+_TABLES = (f"{name}.{suffix}" for name in experiments.EXPERIMENTS for suffix in ("md", "csv", "tex"))
+REPRODUCTION = Kind("reproduction", 2, (*_TABLES, "legacy.md", "legacy.png"), ("panels/*.png",), rows=False)
+"""Since format 2, the runs lie inside, and files that may be shared have their own folder."""
 
 
 class Gap(NamedTuple):
@@ -60,7 +64,7 @@ def of_version(run: Path, force: bool) -> str:
 
 def write_tables(out: Path, rows: list[Row], gaps: list[Gap], theirs: list[Published]) -> tuple[Path, ...]:
     """Write Markdown, CSV and LaTeX tables for each experiment that has rows."""
-    made, folder = [], share_folder(out)
+    made, folder = [], share_folder(out, REPRODUCTION)
     for experiment in dict.fromkeys(row["experiment"] for row in rows):
         own = [row for row in rows if row["experiment"] == experiment]
         notes = [gap.what for gap in gaps if gap.experiment in ("", experiment)]

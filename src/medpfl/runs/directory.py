@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -19,18 +18,16 @@ from medpfl.core.atomic_files import PRIVATE, remove_leftovers, write
 from medpfl.core.errors import InputError
 from medpfl.core.messages import PRIVATE_FOLDER, SHARE_FOLDER
 from medpfl.core.typed import typed
+from medpfl.runs.folders import check_made, check_shared, made, remove_previews
 
 __all__ = [
     "RUNS",
     "Kind",
     "RunDirectory",
     "append",
-    "check_made",
-    "check_outside",
     "holds_a_run",
     "known_in",
     "lines",
-    "made",
     "private_folder",
     "read_json",
     "read_lines",
@@ -46,43 +43,15 @@ _RUN = "run.json"
 T = TypeVar("T")
 
 
-def check_outside(out: Path | None, place: str) -> None:
-    """Raise `InputError` if the run directory lies in the data folder."""
-    if out is not None and Path(place).is_dir() and out.resolve().is_relative_to(place):
-        raise InputError(f"--out '{out}' lies in the data folder, so its pictures would become data: name another one")
-
-
-def made(out: Path) -> None:
-    """Create a folder and its parents.
+def share_folder(out: Path, kind: Kind) -> Path:
+    """Return the run directory's folder for files allowed to leave the hospital, and create it if necessary.
 
     Raises:
-        InputError: if it cannot be created.
+        InputError: it holds a file that such a run does not write.
     """
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:  # ValueError: a null byte
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"--out '{out}' cannot be created ({why}): name another one") from error
-
-
-def check_made(out: Path) -> None:
-    """Raise the `InputError` of `made` if a folder could not be created; nothing is created."""
-    try:
-        there = out if out.exists() else next(folder for folder in out.absolute().parents if folder.exists())
-    except (OSError, ValueError) as error:
-        raise InputError(f"--out '{out}' cannot be created ({error}): name another one") from error
-    if not there.is_dir():
-        why = os.strerror(errno.EEXIST if there == out else errno.ENOTDIR)
-    elif not os.access(there, os.W_OK):
-        why = os.strerror(errno.EACCES)
-    else:
-        return
-    raise InputError(f"--out '{out}' cannot be created ({why}): name another one")
-
-
-def share_folder(out: Path) -> Path:
-    """Return the run directory's folder for files allowed to leave the hospital, and create it if necessary."""
     made(out / SHARE_FOLDER)
+    remove_previews(out / SHARE_FOLDER)
+    check_shared(out / SHARE_FOLDER, kind.shared)
     return out / SHARE_FOLDER
 
 
@@ -116,13 +85,15 @@ class Kind(NamedTuple):
     Attributes:
         name: one lower-case word, such as ``"audit"``.
         format: version of the files; other versions are neither read nor continued.
-        outputs: name patterns for all files of a run; the first is for the rows, if there are rows.
+        shared: name patterns for the files that may be shared; the first is for the rows, if there are rows.
+        others: name patterns for all other files that a new run replaces.
         rows: true if runs write rows; then a run without a row has nothing to keep.
     """
 
     name: str
     format: int
-    outputs: tuple[str, ...]
+    shared: tuple[str, ...]
+    others: tuple[str, ...] = ()
     rows: bool = True
 
 
@@ -168,7 +139,8 @@ class RunDirectory:
 
     def _remove_leftovers(self) -> None:
         hidden = self.path / PRIVATE_FOLDER
-        for folder in (self.path, self.path / SHARE_FOLDER, *hidden.glob("**/"), *self.path.glob("round-*")):
+        shared = self.path / SHARE_FOLDER
+        for folder in (self.path, *shared.glob("**/"), *hidden.glob("**/"), *self.path.glob("round-*")):
             remove_leftovers(folder)
         for unfinished in self.path.glob(".round-*"):
             if unfinished.name.removeprefix(".round-").isdecimal():
@@ -180,17 +152,21 @@ class RunDirectory:
     def claim(self, force: bool) -> None:
         """Take the directory for this run: continue the same run, or begin a new one. The caller holds the lock.
 
+        Neither happens while ``share/`` holds a foreign file: not even `force` removes what no run wrote.
+
         Args:
             force: discard another run of the same kind.
 
         Raises:
             InputError: if the directory holds a run of another kind or, unless `force`, a run with another identity
-                or format, or with refused rows.
+                or format, or with refused rows; or ``share/`` holds a file that no such run writes.
         """
-        if self._continues(force):
+        continued = self._allowed(force)
+        if not continued:
+            self.discard()
+        share_folder(self.path, self.kind)
+        if continued:
             return
-        self.discard()
-        share_folder(self.path)
         about = {"kind": self.kind.name, "format": self.kind.format, "identity": self.identity}
         write(self.path / _RUN, json.dumps(about, indent=1).encode())
 
@@ -204,7 +180,12 @@ class RunDirectory:
         if (self.path / ".lock").is_file():
             with self._lock():
                 pass
-        return self._continues(force)
+        return self._allowed(force)
+
+    def _allowed(self, force: bool) -> bool:
+        continued = self._continues(force)
+        check_shared(self.path / SHARE_FOLDER, self.kind.shared)
+        return continued
 
     def _continues(self, force: bool) -> bool:
         """Return True if the directory holds this run; raise the `InputError` of `claim` if it must not begin anew."""
@@ -267,17 +248,19 @@ class RunDirectory:
 
     def _written(self) -> Iterator[Path]:
         """Yield the files written by a run of this kind. Runs from before `kind` existed had no folders for them."""
-        found = known_in(self.path)
-        inside = (self.path / SHARE_FOLDER, self.path / PRIVATE_FOLDER)
-        before = (self.path, *inside) if found and "kind" not in found else inside
-        for name in self.kind.outputs:
-            for folder in (self.path, *inside) if name.startswith("round-") else before:
+        found, shared, hidden = known_in(self.path), self.path / SHARE_FOLDER, self.path / PRIVATE_FOLDER
+        before = (self.path, shared, hidden) if found and "kind" not in found else ()
+        for name in self.kind.shared:
+            for folder in before or (shared,):
+                yield from folder.glob(name)
+        for name in self.kind.others:
+            for folder in before or (self.path if name.startswith("round-") else hidden,):
                 yield from folder.glob(name)
 
     def _is_anything_there(self, current: bool) -> bool:
         """Return True if discarding would lose anything; a current run without a row has nothing to lose."""
         if current and self.kind.rows:
-            rows = self.path / SHARE_FOLDER / self.kind.outputs[0]
+            rows = self.path / SHARE_FOLDER / self.kind.shared[0]
             return rows.is_file() and rows.stat().st_size > 0
         return current or any(self._written())
 

@@ -36,7 +36,8 @@ _YAML = RECOMMENDED_FILE
 _PLACES = ("data", "validation", "test", "weights", "device")
 _RUN = ("out", "force", *(one.name for one in fields(About)))
 """Options that belong on the command line, not in a file."""
-FRONTIER = Kind("frontier", 2, ("frontier.json", "frontier.csv", "frontier.html", "frontier.pdf", _YAML), rows=False)
+_SHARED = ("frontier.json", "frontier.csv", "frontier.html", "frontier.pdf", _YAML)
+FRONTIER = Kind("frontier", 2, _SHARED, rows=False)
 """Since format 2, files that may be shared have their own folder."""
 
 
@@ -101,7 +102,7 @@ def results(out: Path, found: Found) -> FrontierResult:
     settings = _settings(found, name)
     chosen = recommendation(points, limits, _classes(found), found.known.get("accept_leak", False))
     result = FrontierResult(points, chosen, settings)
-    folder = share_folder(out)
+    folder = share_folder(out, FRONTIER)
     write(folder / "frontier.json", json.dumps(result.to_dict(), indent=1).encode())
     write(folder / "frontier.csv", as_csv([name for name in points[0] if name != "bound"], points).encode())
     page = write_frontier_page(folder, result.settings, points, result.recommendation)
@@ -189,4 +190,4 @@ def write_recommended(out: Path, experiment: Frontier, settings: Sequence[Settin
         if own:
             write(private_folder(out) / _YAML, content, PRIVATE)
         else:
-            write(share_folder(out) / _YAML, content)
+            write(share_folder(out, FRONTIER) / _YAML, content)

@@ -23,8 +23,9 @@ from medpfl.engines.choice import engine_of, ready, workers_of
 from medpfl.engines.engine import Inline, Lost
 from medpfl.reporting.training import judging_set
 from medpfl.reporting.words import percent
-from medpfl.runs.directory import RUNS, RunDirectory, check_made, known_in, made, reading
+from medpfl.runs.directory import RUNS, RunDirectory, known_in, reading
 from medpfl.runs.estimate import Pace
+from medpfl.runs.folders import check_made, made
 from medpfl.runs.identity import Code, Identity, unchanged
 from medpfl.runs.outlook import Outlook
 from medpfl.runs.pulse import pulsing

@@ -15,17 +15,21 @@ from medpfl.core.atomic_files import remove_leftovers, write
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.experiment import Experiment
 from medpfl.core.experiments.groups import Criteria, Run, Victims
+from medpfl.core.messages import SHARE_FOLDER
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack, DataSource, Defense
 from medpfl.core.threat import HONEST, ThreatModel
 from medpfl.data.images import LabelledImages
 from medpfl.inputs.checkpoint import Checkpoint, checkpoint_at, is_checkpoint
 from medpfl.reporting.leakage import RoundCell
-from medpfl.runs.directory import check_made, lines, share_folder
+from medpfl.runs.directory import Kind, lines, share_folder
+from medpfl.runs.folders import check_made, check_shared
 from medpfl.runs.outlook import Outlook
 from medpfl.training.report import accuracies_in
 
 __all__ = ["Leakage", "foresee_leakage", "leakage", "perform_leakage", "rounds_in"]
+
+_LEAKAGE = Kind("leakage", 1, ("leakage.jsonl", "leakage.json", "leakage.html", "leakage.pdf"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +140,7 @@ def _models(model: str | Path, rounds: Sequence[int], out: Path | None) -> dict[
         raise InputError("no rounds were given: name some, such as --rounds 0,1,5")
     if out is not None:
         check_made(out)
+        check_shared(out / SHARE_FOLDER, _LEAKAGE.shared)
     return {number: checkpoint_at(Path(model), number) for number in dict.fromkeys(rounds)}
 
 
@@ -166,11 +171,12 @@ def _beside(out: Path | None, number: int) -> Path | None:
 def _written(out: Path, found: Leakage, model: Checkpoint) -> tuple[Path, ...]:
     from medpfl.reporting.leakage import write_leakage_page
 
-    folder = share_folder(out)
+    folder = share_folder(out, _LEAKAGE)
     remove_leftovers(folder)
     write(folder / "leakage.jsonl", lines(found.rows))
     write(folder / "leakage.json", json.dumps([one.to_dict() for one in found.summary], indent=1).encode())
-    settings = next(iter(found.reports.values())).settings
+    settings, *others = (report.settings for report in found.reports.values())
+    settings = settings.shared_with(others)
     # Replace the first round's entries by those for all rounds.
     own = {"model": model.trained, "weights": f"trained, rounds {', '.join(map(str, found.reports))}"}
     settings = replace(settings, experiment={**settings.experiment, **own})

@@ -69,8 +69,9 @@ def trained(store: TrainingStore, settings: dict[str, Any], weights: Weights | N
         return result
     from medpfl.reporting.training import write_training_page
 
-    write(share_folder(store.out) / "summary.json", json.dumps(result.summary, indent=1).encode())
-    page = write_training_page(share_folder(store.out), settings, store.rows)
+    folder = share_folder(store.out, TRAINING)
+    write(folder / "summary.json", json.dumps(result.summary, indent=1).encode())
+    page = write_training_page(folder, settings, store.rows)
     return Trained(store.rows, settings, weights, (page,))
 
 

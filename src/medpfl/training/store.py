@@ -21,7 +21,7 @@ ROWS = f"{SHARE_FOLDER}/rounds.jsonl"
 """Path of the rows in a training's directory."""
 
 _CHECKPOINTS = (f"round-*/{WEIGHTS}", f"round-*/{STATE}")
-TRAINING = Kind("training", 2, ("rounds.jsonl", "summary.json", "report.html", "report.pdf", *_CHECKPOINTS))
+TRAINING = Kind("training", 2, ("rounds.jsonl", "summary.json", "report.html", "report.pdf"), _CHECKPOINTS)
 """Since format 2, files that may be shared have their own folder."""
 
 

@@ -26,8 +26,9 @@ from medpfl.engines.choice import described, engine_of, ready, workers_of
 from medpfl.engines.engine import Inline
 from medpfl.engines.threads import threads
 from medpfl.inputs.parts import defenses_of, model_of, partition_of
-from medpfl.runs.directory import RunDirectory, check_made, check_outside, made
+from medpfl.runs.directory import RunDirectory
 from medpfl.runs.environment import device_of
+from medpfl.runs.folders import check_made, check_outside, made
 from medpfl.runs.identity import unchanged
 from medpfl.runs.outlook import Outlook, Step
 from medpfl.runs.progress_bar import name_skipped, rounds_of

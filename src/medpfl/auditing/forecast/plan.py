@@ -17,7 +17,8 @@ from medpfl.auditing.store import AUDIT, Store, check_claim
 from medpfl.core.experiments.settings import Json
 from medpfl.core.progress import phase
 from medpfl.engines.choice import workers_of
-from medpfl.runs.directory import RunDirectory, check_made, known_in
+from medpfl.runs.directory import RunDirectory, known_in
+from medpfl.runs.folders import check_made
 from medpfl.runs.outlook import Outlook, Step
 from medpfl.runs.study_key import StudyIndex, study_index
 

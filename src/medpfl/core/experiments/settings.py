@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from medpfl.core.verdicts import TOLERANCE
 
-__all__ = ["Json", "Settings"]
+__all__ = ["Json", "Settings", "common"]
 
 Json = Mapping[str, Any]
 """A JSON object: names with plain values, which a page prints unchanged."""
@@ -73,8 +73,29 @@ class Settings:
         made: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in own.items()}
         return cls(**made)
 
+    def shared_with(self, others: Iterable[Settings]) -> Settings:
+        """Return the settings without facts on model, data and machine that differ in other settings."""
+        every = [self, *others]
+        same: dict[str, Any] = {name: common([getattr(one, name) for one in every]) for name in _FACTS}
+        single = {n: getattr(self, n) for n in _SINGLE if all(getattr(o, n) == getattr(self, n) for o in every)}
+        return replace(self, **same, **(dict.fromkeys(_SINGLE) | single))
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as a JSON object, without those that are ``None``."""
         told = {one.name: getattr(self, one.name) for one in fields(self)}
         known = {name: value for name, value in told.items() if value is not None}
         return {name: list(value) if isinstance(value, tuple) else value for name, value in known.items()}
+
+
+_FACTS = ("data", "model", "versions", "about")
+_SINGLE = ("device", "engine", "seed")
+
+
+def common(told: Sequence[Json]) -> Json:
+    """Return the entries that are the same in several JSON objects.
+
+    >>> common([{"a": 1, "b": 2}, {"a": 1, "b": 3}, {"a": 1}])
+    {'a': 1}
+    """
+    first, *others = told
+    return {name: value for name, value in first.items() if all(name in o and o[name] == value for o in others)}

@@ -78,13 +78,14 @@ class Record:
         if reply.has_error():
             return reply
         try:
-            self._write(before, reply, seen, number, inner, outer, norm)
+            self._write(context, before, reply, seen, number, inner, outer, norm)
         except Exception as error:
             say(f"note: this update was not recorded: {error}")
         return reply
 
     def _write(
         self,
+        context: Context,
         request: dict[str, dict[str, Tensor]],
         reply: Message,
         seen: Watch,
@@ -121,8 +122,15 @@ class Record:
             ),
         )
         truth = seen.truth(self.days) if self.truth else None
-        recording.keep(self.folder, made, truth)
+        recording.keep(_folder_of(self.folder, context), made, truth)
         recording.tell_problems(seen, self.truth, truth)
+
+
+def _folder_of(folder: Path, context: Context) -> Path:
+    """Return the folder with ``{site}`` replaced by the client's partition or, outside a simulation, by its node."""
+    number = context.node_config.get("partition-id")
+    site = f"node-{context.node_id}" if number is None else f"site-{number}"
+    return Path(str(folder).replace("{site}", site))
 
 
 def _clipping_norm(message: Message) -> float | None:
@@ -206,7 +214,9 @@ def record(
     then it records what leaves the client, after all other mods.
 
     Args:
-        folder: folder for the records; it is made if it does not exist.
+        folder: folder for the records; it is made if it does not exist. In it, ``{site}`` becomes ``site-`` and the
+            client's ``partition-id`` or, if its node has none, ``node-`` and the node's number. A simulation needs it:
+            its clients share one machine, and a folder of records is one site.
         truth: True also keeps pixels, labels and order in ``private-truth`` inside the folder, for this site only.
         days: days for which the truth may be kept; ``medpfl forget`` deletes it.
         classes: class names in label order; the records contain them.

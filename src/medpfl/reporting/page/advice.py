@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from medpfl.core.experiments.settings import Json
+from medpfl.core.experiments.settings import Json, Settings
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS
-from medpfl.reporting.page.answer import Step
+from medpfl.reporting.page.answer import Step, decisive, frontier_of
+from medpfl.reporting.phrases import Cells
 from medpfl.reporting.words import label, model_argument, percent
 
 __all__ = ["Advice", "of_federation", "of_frontier", "of_leakage", "of_model", "of_record", "of_training"]
@@ -26,8 +27,8 @@ _NO_PROOF = "These attacks stay within the limit; one that was not run may not."
 _AUDIT = "medpfl audit DATA --model runs/train --rounds 0,5,20 --out runs/over"
 
 
-def of_frontier(points: Sequence[Json], chosen: Json) -> Advice:
-    """Return the frame of a frontier's page from its points and its recommendation."""
+def of_frontier(points: Sequence[Json], chosen: Json, model: str = "MODEL") -> Advice:
+    """Return the frame of a frontier's page from its points, its recommendation, and its model as an argument."""
     question = "Which defense keeps patients' images private at the lowest cost in accuracy?"
     if chosen["state"] == "recommended":
         name = label(chosen["defense"])
@@ -42,17 +43,18 @@ def of_frontier(points: Sequence[Json], chosen: Json) -> Advice:
             _traded(points, chosen),
         )
     meaning = "No setting that was tested can be recommended. Until one can, treat every update as patient data."
+    frontier, images = f"medpfl frontier DATA --model {model}", chosen["images_needed"]
     steps = {
         "nothing learned": (
             Step("Train longer, or with a higher learning rate, until the undefended model learns.",
-                 "medpfl frontier DATA --rounds 50 --out runs/longer"),
+                 f"{frontier} --rounds 50 --out runs/longer"),
         ),
         "control failed": (
             Step("Use attacks that work without a defense. This shows which suit the model:",
                  "medpfl check-model MODEL"),
         ),
         "too few": (
-            Step("Attack more images.", f"medpfl frontier DATA --images {chosen['images_needed']} --out runs/more"),
+            Step("Attack more images.", f"{frontier} --images {images} --out runs/more"),
         ),
     }  # fmt: skip
     other = (
@@ -89,7 +91,7 @@ def _of_hundred(rate: float | None) -> str:
     return "an unknown number of" if rate is None else f"{round(100 * rate)} of 100"
 
 
-def of_leakage(found: Mapping[int, str]) -> Advice:
+def of_leakage(found: Mapping[int, str], settings: Settings) -> Advice:
     """Return the frame of a page on leakage over rounds, from the worst verdict of each round."""
     verdicts, rounds = set(found.values()), {verdict: _rounds(found, verdict) for verdict in found.values()}
     question = "In which rounds of the training can the server reconstruct patients' images?"
@@ -99,7 +101,7 @@ def of_leakage(found: Mapping[int, str]) -> Advice:
             ("Updates of the rounds that leak give patients' images away. Treat them like the images themselves.",),
             (
                 Step("Protect every round, not only the one that leaks most: an attacker chooses the round."),
-                Step("Find a defense that keeps the accuracy.", "medpfl frontier DATA --out runs/frontier"),
+                Step("Find a defense that keeps the accuracy.", frontier_of(settings)),
             ),
             (f"In {rounds[LEAKS]}, of those tested.",),
         )
@@ -126,7 +128,7 @@ def _rounds(found: Mapping[int, str], verdict: str) -> str:
     return f"round {own[0]}" if len(own) == 1 else f"rounds {', '.join(own[:-1])} and {own[-1]}"
 
 
-def of_training(defended: bool) -> Advice:
+def of_training(defended: bool, settings: Settings) -> Advice:
     """Return the frame of a training's page."""
     meaning = (
         "The scores hold for these images. They say nothing about privacy: only an audit shows what the updates of "
@@ -134,28 +136,33 @@ def of_training(defended: bool) -> Advice:
     )
     steps = [Step("Measure what a server could reconstruct from updates of this training.", _AUDIT)]
     if not defended:
-        steps.append(Step("Compare defenses and their cost in accuracy.", "medpfl frontier DATA --out runs/frontier"))
+        steps.append(Step("Compare defenses and their cost in accuracy.", frontier_of(settings)))
     return Advice("How good is the model after this training, and what did the clients send?", (meaning,), tuple(steps))
 
 
-def of_federation(verdict: str, without_truth: bool) -> Advice:
-    """Return the frame of a page on a whole federation from its verdict."""
+def of_federation(verdict: str, without_truth: bool, undecided: Cells, settings: Settings) -> Advice:
+    """Return the frame of a page on a whole federation.
+
+    Args:
+        verdict: the verdict on the whole.
+        without_truth: True if records were left out for lack of a truth.
+        undecided: the cells of all records together, if their verdict is inconclusive.
+        settings: the settings that the records share.
+    """
     question = "Can patients' images be reconstructed from the updates that these sites sent?"
     meaning = {
         LEAKS: "Whoever got these updates could see patients' images. Treat stored updates like the images "
         "themselves, or delete them.",
         INCONCLUSIVE: "These records show neither a leak nor safety. Until that is decided, treat them as leaks.",
     }.get(verdict, "These attacks failed on these records. A stronger attack may succeed.")
-    steps = [
-        Step("Compare defenses on one site's images before the next round.", "medpfl frontier DATA --out runs/frontier")
-    ]
+    steps = [Step("Compare defenses on one site's images before the next round.", frontier_of(settings))]
     if without_truth:
         steps.insert(
             0, Step("Give the images behind the records that were left out (--truth), and repeat the command.")
         )
-    if verdict == INCONCLUSIVE:
-        steps.insert(0, Step("Audit more records: each further update is a further trial."))
-    return Advice(question, (meaning,), tuple(steps))
+    first = decisive(undecided, settings) if undecided else ()
+    found = [step._replace(text=step.text.format(where="for all records together")) for step in first]
+    return Advice(question, (meaning,), (*found, *steps))
 
 
 def of_record(verdict: str) -> Advice:

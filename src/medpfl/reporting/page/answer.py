@@ -15,10 +15,21 @@ from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFEN
 from medpfl.judging.types import Cell, Union
 from medpfl.reporting.flags import FLAGS
 from medpfl.reporting.page.limits import attacks_to_add
-from medpfl.reporting.phrases import Cells, easier, grouped, hits, images_needed, reason, trials
-from medpfl.reporting.words import brief, known, model_argument, percents, share
+from medpfl.reporting.phrases import (
+    EASY,
+    Cells,
+    easier,
+    grouped,
+    hits,
+    images_needed,
+    is_recorded,
+    reason,
+    spent,
+    trials,
+)
+from medpfl.reporting.words import brief, known, model_argument, percents, several, share
 
-__all__ = ["QUESTION", "Answer", "Bar", "Step", "answered", "bars"]
+__all__ = ["QUESTION", "Answer", "Bar", "Step", "answered", "bars", "decisive", "frontier_of"]
 
 QUESTION = "Can the server reconstruct patients' images from what a hospital sends?"
 
@@ -126,7 +137,10 @@ def _undefended(cells: Cells) -> tuple[str | None, str]:
     if union.verdict == LEAKS:
         return LEAKS, f"Yes: without a defense, the server {_can(read, told, union)}."
     if "control-failed" in cells[0].flags:
-        return union.verdict, "Unknown: these attacks do not work on this model even without a defense."
+        why = "these attacks do not work on this model"
+        if spent(cells):
+            why = "the searches stopped at their budget before they found an image,"
+        return union.verdict, f"Unknown: {why} even without a defense."
     if union.verdict == NO_LEAK:
         return NO_LEAK, f"Not by these attacks: without a defense, the server {_can(read, told, union)}."
     return INCONCLUSIVE, f"Unknown: without a defense, the server {_can(read, told, union)}, which decides nothing."
@@ -243,13 +257,20 @@ _SAMPLES = "Samples("
 _OWN = "medpfl audit path/to/images --model path/to/model.py:make_model --out runs/mine"
 
 
-def _frontier(settings: Settings) -> str:
+def frontier_of(settings: Settings) -> str:
     """Return a command that trains the audited model under a defense that every model takes."""
-    model = model_argument(str(settings.experiment.get("model", "")))
+    model = model_argument("".join(several(settings.experiment.get("model"))[:1]))
     size = f" --size {settings.data['shape'][-1]}" if settings.data.get("shape") else ""
     return f"medpfl frontier DATA --model {model}{size} --defense '{_NOISES}' --out runs/frontier"
 
 
+_EASIER = Step("See if the same images are exposed under an easier plan: a record's own plan cannot be changed.", EASY)
+_MORE_RECORDS = Step(
+    "To decide the test, audit more records together: each further update is a further trial.",
+    'medpfl audit "updates/*.safetensors" --model MODEL --out runs/federation',
+)
+_OF_IMAGES = ("small-gallery", "control-low", "prior-only")
+"""Flags whose advice is to attack more images, which a record does not have."""
 _NOISES = "GaussianNoise(scale=geom(0.001, 0.1, 4))"
 
 
@@ -259,30 +280,36 @@ def _steps(bare: Cells, groups: Sequence[Cells], settings: Settings) -> tuple[St
     failed = bool(bare) and "control-failed" in bare[0].flags and bare[0].union.verdict == INCONCLUSIVE
     advised: dict[tuple[Step, ...], list[Cells]] = {}
     for cells in ([bare] if bare and bare[0].union.verdict == INCONCLUSIVE else []) + unsure:
-        advised.setdefault(_decide(cells, settings), []).append(cells)
+        advised.setdefault(decisive(cells, settings), []).append(cells)
     found = [
         Step(step.text.format(where=_where(same)), step.command) for steps, same in advised.items() for step in steps
     ]
     if leaking:
         found.append(Step(f"Do not rely on {_names(leaking)} at this strength. Try it stronger, or another defense."))
     if not groups and not failed:
-        found.append(
-            Step(
-                "Test a defense on the same images. Only differential privacy (DPSGD) bounds attacks that nobody knows "
-                "yet; it needs a model without batch norm in train mode.",
-                "medpfl audit ... --defense 'GaussianNoise(scale=0.01)'",
-            )
-        )
+        found.append(_defend(settings))
     if holding:
-        found.append(Step(f"Before you use {_names(holding)}, measure the cost in accuracy.", _frontier(settings)))
+        found.append(Step(f"Before you use {_names(holding)}, measure the cost in accuracy.", frontier_of(settings)))
         found.append(Step("Test again if the model, the data, the training plan or the defense changes."))
     elif not public and not failed and (leaking or not groups):
-        found.append(Step("Find the defense that costs the least accuracy.", _frontier(settings)))
+        found.append(Step("Find the defense that costs the least accuracy.", frontier_of(settings)))
     if public:
         found.append(Step("These are public sample images. Test your own images and model.", _OWN))
     if more := attacks_to_add([*bare, *(cell for cells in groups for cell in cells)], settings):
         found.append(Step(more))
     return tuple(dict.fromkeys(found))
+
+
+def _defend(settings: Settings) -> Step:
+    """Return the step that tests a first defense: differential privacy where the model and its mode allow it."""
+    only = "differential privacy (DPSGD) bounds attacks that nobody knows yet"
+    if settings.model.get("batch_norm_layers") == 0 or "mode='eval'" in str(settings.experiment.get("plan")):
+        text, defense = f"Test a defense on the same images. Only {only}.", "DPSGD(noise=1.0)"
+    else:
+        text = "Test a defense on the same images, such as noise on the update. "
+        text += f"(Only {only}, but it needs a model without batch norm in train mode.)"
+        defense = "GaussianNoise(scale=0.01)"
+    return Step(text, f"medpfl audit ... --defense '{defense}'")
 
 
 def _where(groups: Sequence[Cells]) -> str:
@@ -291,27 +318,36 @@ def _where(groups: Sequence[Cells]) -> str:
     return " and ".join(filter(None, parts))
 
 
-def _decide(cells: Cells, settings: Settings) -> tuple[Step, ...]:
-    """Return steps that would turn an inconclusive result into another; ``{where}`` stands for the defenses."""
+def decisive(cells: Cells, settings: Settings) -> tuple[Step, ...]:
+    """Return steps that would turn an inconclusive result into another; ``{where}`` stands for the defenses.
+
+    For a record, none is an option that an audit of it ignores: its plan and images are as they were.
+    """
+    recorded = is_recorded(settings)
     union = cells[0].union
     flags = dict.fromkeys(union.flags or (flag for cell in cells for flag in cell.flags))
     if "control-failed" in flags:
         longer = Step("Let the searches run longer (--minutes).")
+        other = Step("Run an attack that works without a defense first: another one, or with more steps (--attack).")
+        if options := easier(settings):
+            other = Step("Run an attack that works without a defense first.", f"medpfl audit ... {' '.join(options)}")
         return (
-            *([longer] if all("out-of-budget" in cell.flags for cell in cells) else []),
+            *([longer] if spent(cells) else []),
             Step("See which attacks suit this model, and what its updates reveal.", "medpfl check-model MODEL"),
-            Step("Run an attack that works without a defense first.", f"medpfl audit ... {' '.join(options)}")
-            if (options := easier(settings))
-            else Step("Run an attack that works without a defense first: another one, or with more steps (--attack)."),
+            other,
+            *([_EASIER] if recorded else []),
         )
     naive = any("naive-attack" in cell.flags for cell in cells) and not any(cell.knows_defense for cell in cells)
     found = [Step("To decide the test {where}, repeat it without --naive: the attacker must know the defense.")]
+    if recorded and images_needed(union):
+        return (*found[: int(naive)], _MORE_RECORDS)
     if needed := images_needed(union):
         need = f"medpfl audit ... --images {needed}"
         more = Step("To decide the test {where}, attack more images.", need)
         return (*found, more) if naive else (more,)
     if naive:
         return tuple(found)
-    told = [FLAGS[flag].means for flag in flags if flag in FLAGS]
-    advice = told[0] if told else "Run stronger attacks, more steps, or more images."
+    told = [FLAGS[flag].means for flag in flags if flag in FLAGS and not (recorded and flag in _OF_IMAGES)]
+    general = "Run stronger attacks, more steps, or " + ("audit more records together." if recorded else "more images.")
+    advice = told[0] if told else general
     return (Step(f"To decide the test {{where}}: {advice[:1].lower()}{advice[1:]}"),)

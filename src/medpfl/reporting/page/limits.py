@@ -8,8 +8,8 @@ from typing import NamedTuple
 from medpfl.core.experiments.settings import Settings
 from medpfl.core.messages import counted
 from medpfl.core.verdicts import LEAKS, RECORDED, UNDEFENDED
-from medpfl.reporting.phrases import Cells
-from medpfl.reporting.words import brief, label
+from medpfl.reporting.phrases import Cells, is_recorded
+from medpfl.reporting.words import brief, label, model_words
 
 __all__ = ["Limit", "attacks_to_add", "not_shown"]
 
@@ -93,7 +93,7 @@ def _setting(settings: Settings) -> Limit | None:
         return None
     weights, count = experiment.get("weights"), experiment.get("images_per_update")
     tested = [
-        label(str(experiment["model"])),
+        label(model_words(str(experiment["model"]))),
         {"untrained": "untrained weights", "given": "the given weights"}.get(str(weights), str(weights or "")),
         f"updates of {counted(count, 'image')} each" if isinstance(count, int) else "",
     ]
@@ -114,11 +114,9 @@ def _defenses(summary: Cells) -> Limit | None:
 def _server(settings: Settings) -> Limit | None:
     if "active" in (settings.grants or ()):
         return None
-    return Limit(
-        "A malicious server",
-        "The tested one follows the protocol. One that changes the model to extract images was not tested (--grant "
-        "active).",
-    )
+    how = "" if is_recorded(settings) else " (--grant active)"  # nobody knows what a model like that would have sent
+    text = f"The tested one follows the protocol. One that changes the model to extract images was not tested{how}."
+    return Limit("A malicious server", text)
 
 
 def _knowledge(summary: Cells, settings: Settings) -> Limit:

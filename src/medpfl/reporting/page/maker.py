@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from medpfl.core.experiments.settings import Json
 from medpfl.core.messages import counted
+from medpfl.reporting.words import model_words, several
 
 __all__ = ["maker"]
 
@@ -28,12 +27,8 @@ def maker(settings: Json) -> list[tuple[str, str]]:
         "Site": about.get("site") or _NOT_STATED,
         "Contact": about.get("contact") or _NOBODY,
         "Data": ", ".join(filter(None, [about.get("alias") or data.get("source"), images])) or _NOT_STATED,
-        "Model": _joined(experiment.get("model")) or _NOT_STATED,
+        "Model": "; ".join(map(model_words, several(experiment.get("model")))) or _NOT_STATED,
         "Date": str(settings.get("started") or _NOT_STATED).partition("T")[0],
         "Made with": f"MedPFL {version}".strip(),
     }
     return [*([("Title", about["title"])] if about.get("title") else []), *found.items()]
-
-
-def _joined(value: str | Sequence[str] | None) -> str:
-    return "" if value is None else value if isinstance(value, str) else ", ".join(map(str, value))
