@@ -132,6 +132,15 @@ def test_rounds_that_are_not_there(rounds, message, training):
         flat(leakage, training, some_images(8), rounds_in(rounds), **AUDIT)
 
 
+@pytest.mark.slow
+def test_a_foreign_file_in_the_overview_s_share_is_named_before_any_audit(training, tmp_path):
+    (tmp_path / "out/share").mkdir(parents=True)
+    (tmp_path / "out/share/patient.jpg").write_text("")
+    with pytest.raises(InputError, match=r"may be shared, .* it also holds 'patient.jpg'"):
+        flat(leakage, training, some_images(8), [0], out=tmp_path / "out", **AUDIT)
+    assert not (tmp_path / "out-round-0").exists()
+
+
 def test_it_needs_a_training():
     with pytest.raises(InputError, match="--rounds needs a training's directory"):
         flat(leakage, "MLP", some_images(8), [0], **AUDIT)
