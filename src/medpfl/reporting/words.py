@@ -50,7 +50,9 @@ def model_argument(spec: str) -> str:
     return "MODEL" if not own or own.startswith(from_file) else f'"{own}"'
 
 
-_ENTERING = re.compile(r" on \(x - (?P<mean>[-+.,e0-9]+)\) / (?P<deviation>[-+.,e0-9]+)$")
+_ENTERING = re.compile(
+    r" on \(x - (?P<mean>[-+.,e0-9]+)\) / (?P<deviation>[-+.,e0-9]+)(?P<inferred> \(inferred .*\))?$"
+)
 """The end of the spec of a model whose images enter in another range, see `medpfl.models.entering.Entering`."""
 _OWN = re.compile(r"""(?:UserModel|GivenModel)\((?:call|name)=(['"])(?P<name>.*)\1\)""")
 _TRAINED = re.compile(r"""Checkpoint\(trained=(['"])(?P<spec>.*?)\1(?:, .*?)??(?:, round=(?P<round>\d+))?\)""")
@@ -66,13 +68,15 @@ def model_words(spec: str) -> str:
 
     >>> model_words("UserModel(call='Net') on (x - 0.508032) / 0.256024")
     "the user's own model Net, images normalized by mean 0.508 and standard deviation 0.256"
+    >>> model_words("MLP() on (x - 0.5) / 0.5 (inferred from the images' values)")
+    "MLP(), images normalized by mean 0.5 and standard deviation 0.5 (inferred from the images' values)"
     >>> model_words("Checkpoint(trained='LeNet()', round=3)"), model_words("LeNet(variant='idlg')")
     ('LeNet() after round 3 of its training', "LeNet(variant='idlg')")
     """
     if enters := _ENTERING.search(spec):
         mean, deviation = (_rounded(enters[name]) for name in ("mean", "deviation"))
         whole = model_words(spec[: enters.start()])
-        return f"{whole}, images normalized by mean {mean} and standard deviation {deviation}"
+        return f"{whole}, images normalized by mean {mean} and standard deviation {deviation}{enters['inferred'] or ''}"
     if own := _OWN.fullmatch(spec):
         return f"the user's own model {own['name']}"
     if trained := _TRAINED.fullmatch(spec):
