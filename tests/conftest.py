@@ -132,6 +132,12 @@ def worker() -> Iterator[Worker]:
 @pytest.fixture
 def shared(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Worker:
     """Give audits the one process, and keep it alive. Modules that it imported for other tests do not count."""
+    lend(worker, monkeypatch)
+    return worker
+
+
+def lend(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give audits one process, and keep it alive."""
     told = worker.ask("other tests", {"do": "modules"}).head["modules"]
     modules = Isolated.modules
     monkeypatch.setattr(Isolated, "modules", lambda a: {k: v for k, v in modules(a).items() if k not in told})
@@ -142,7 +148,6 @@ def shared(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Worker:
         yield worker
 
     monkeypatch.setattr("medpfl.auditing.isolating.started", lent)
-    return worker
 
 
 @pytest.fixture

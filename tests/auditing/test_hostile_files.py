@@ -202,6 +202,7 @@ def test_recommendations(hostile, tmp_path):
         n: v for n, v in known.items() if n not in ("data", "validation", "test", "weights", "sends", "out", "force")
     }
     path = tmp_path / "share" / "recommended.yaml"
+    path.parent.mkdir()
     call = lambda: check_files(["train", "--config", str(path)])  # noqa: E731
     count = attempts(known, hostile, lambda one: path.write_text(yaml.safe_dump(one)), call)
     assert count >= 5

@@ -148,7 +148,7 @@ def test_a_frontier_and_a_model_check_are_functions_beside_audit(folder, tmp_pat
         run=Run(out=tmp_path / "f"),
     )
     assert len(found.points) == 3
-    figure, axes = found.plot("identified")
+    figure, axes = found.plot("asr")
     assert len(axes.texts) == 3
     figure.canvas.draw()
     with pytest.raises(TypeError, match="frontier"):

@@ -235,6 +235,7 @@ class Own(Model):
         sys.exit(0)
 
 
+@dataclass(frozen=True, repr=False)
 class Source(DataSource):
     def load(self):
         sys.exit(0)
