@@ -10,6 +10,7 @@ import pytest
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.reporting.figures.frontier import family, frontier_figure
 from medpfl.reporting.frontier import frontier_table, how_to_read, sentences, write_frontier_page
+from medpfl.reporting.page.advice import of_frontier
 
 METRICS = ("asr", "ssim", "identified")
 
@@ -135,10 +136,15 @@ def test_every_other_state_recommends_nothing(more, words):
 
 def test_the_reason_for_an_inconclusive_verdict_is_said():
     bare, first, *rest = POINTS
-    unused = {**first, "verdict": "inconclusive", "flags": ["not-converged", "disclosure-unused"]}
+    unused = {**first, "verdict": "inconclusive", "flags": ["naive-attack", "not-converged", "disclosure-unused"]}
     chosen = {**CHOSEN, "defense": None, "state": "none", "inconclusive": [first["defense"]]}
     said = sentences([bare, unused, *rest], chosen, SETTINGS)[1]
     assert "(these attacks failed, but they made no use of what the defense discloses)" in said
+    advice = of_frontier([bare, unused, *rest], chosen)
+    named = "DPSGD(clip=1.0, noise=1.0) keeps the leak within the limit, but the verdict is inconclusive."
+    assert advice.answer[0] == f"Unknown: {named}"
+    assert "Leave out --attack" in advice.steps[0].text
+    assert of_frontier(POINTS, {**chosen, "inconclusive": []}).answer[0].startswith("None of the settings")
 
 
 def test_what_the_intervals_are_of_is_said():

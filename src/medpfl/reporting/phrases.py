@@ -48,8 +48,8 @@ REASONS = {
     "misdisclosed": "this defense does not do what it discloses, so no attack knew what it does",
     "undisclosed": "this defense does not disclose what an attacker who knows its code could undo "
     "(docs/extending.md: disclose)",
-    "naive-attack": "these attacks failed, but they did not know the defense",
     "disclosure-unused": "these attacks failed, but they made no use of what the defense discloses",
+    "naive-attack": "these attacks failed, but they did not know the defense",
     "control-failed": _BLUNT,
     "control-low": "these attacks may be too weak, since it is not certain that they expose more images than the "
     "tolerance even without the defense",

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from medpfl.core.experiments.settings import Json, Settings
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS
+from medpfl.reporting.flags import FLAGS
 from medpfl.reporting.page.answer import Step, decisive, frontier_of
-from medpfl.reporting.phrases import Cells
+from medpfl.reporting.phrases import REASONS, Cells
 from medpfl.reporting.words import label, model_argument, percent
 
 __all__ = ["Advice", "of_federation", "of_frontier", "of_leakage", "of_model", "of_record", "of_training"]
@@ -61,7 +62,20 @@ def of_frontier(points: Sequence[Json], chosen: Json, model: str = "MODEL") -> A
         Step("Test stronger settings of these defenses, or other defenses."),
         Step("If no defense can meet the limit, decide whether a larger one is acceptable (--limit)."),
     )
-    return Advice(question, (meaning,), steps.get(chosen["state"], other), (_WHY[chosen["state"]], _bare(points[0])))
+    why, todo = _WHY[chosen["state"]], steps.get(chosen["state"], other)
+    if chosen["state"] == "none" and (unsure := chosen["inconclusive"]):
+        some = f"{len(unsure)} settings keep" if len(unsure) > 1 else f"{label(unsure[0])} keeps"
+        why = f"Unknown: {some} the leak within the limit, but the verdict is inconclusive."
+        todo = (Step(_remedy([point for point in points if point["defense"] in unsure])), *other)
+    return Advice(question, (meaning,), todo, (why, _bare(points[0])))
+
+
+def _remedy(unsure: Sequence[Json]) -> str:
+    """Return what could decide settings whose verdicts are inconclusive, by the most telling of their flags."""
+    flags = {flag for point in unsure for flag in point["flags"]}
+    return next(
+        (FLAGS[flag].means for flag in REASONS if flag in flags), "Run stronger attacks, or attack more images."
+    )
 
 
 _WHY = {
@@ -73,7 +87,7 @@ _WHY = {
 
 
 def _bare(bare: Json) -> str:
-    return f"Without a defense, the strongest attack reconstructs {_of_hundred(bare['asr'])} images."
+    return f"Without a defense, the strongest attack reconstructs {_share(bare['asr'])} of the images."
 
 
 def _traded(points: Sequence[Json], chosen: Json) -> tuple[str, str]:
@@ -81,14 +95,14 @@ def _traded(points: Sequence[Json], chosen: Json) -> tuple[str, str]:
     bare, best = points[0], next(point for point in points if point["defense"] == chosen["defense"])
     return (
         f"{label(chosen['defense'])}, of the {len(points) - 1} settings tested.",
-        f"With it, the strongest attack reconstructs {_of_hundred(best['asr'])} images instead of "
-        f"{_of_hundred(bare['asr'])}, and the model's balanced accuracy is {percent(best['accuracy'])} instead of "
+        f"With it, the strongest attack reconstructs {_share(best['asr'])} of the images instead of "
+        f"{_share(bare['asr'])}, and the model's balanced accuracy is {percent(best['accuracy'])} instead of "
         f"{percent(bare['accuracy'])}.",
     )
 
 
-def _of_hundred(rate: float | None) -> str:
-    return "an unknown number of" if rate is None else f"{round(100 * rate)} of 100"
+def _share(rate: float | None) -> str:
+    return "an unknown share" if rate is None else percent(rate)
 
 
 def of_leakage(found: Mapping[int, str], settings: Settings) -> Advice:
