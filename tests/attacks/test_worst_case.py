@@ -16,7 +16,7 @@ from medpfl.core.threat import ThreatModel
 from medpfl.core.trace import tracing
 from medpfl.core.types import Observation, Reconstruction
 from medpfl.defenses import LaplaceNoise, TopK
-from medpfl.models import ConvNet, ViT
+from medpfl.models import MLP, ConvNet, ViT
 from tests.attacks.scenes import scene, smooth, tiny
 
 IMAGES = smooth(3).view(3, 1, 1, 12, 12)
@@ -54,6 +54,14 @@ def test_a_solved_update_is_not_searched():
 def test_searches_keep_the_budget(defense):
     _, found = searched(defense)
     assert ((found.evaluations > 60) & (found.evaluations <= 1.2 * 120)).all()
+
+
+def test_a_race_of_label_sequences_keeps_the_budget_although_line_searches_backtrack():
+    plan = Plan(algorithm="FedAvg", batch_size=1, local_images=3, learning_rate=0.01)
+    images, labels = smooth(6).view(2, 3, 1, 12, 12), torch.tensor([[0, 2, 1], [1, 0, 2]])
+    seen = scene(MLP((64,)).build((1, 12, 12), 3, 0), images, labels, plan)
+    found = WorstCase(evaluations=120)(seen, generator())
+    assert ((found.evaluations > 60) & (found.evaluations <= 1.1 * 120)).all()
 
 
 @pytest.mark.slow

@@ -175,10 +175,10 @@ class Search:
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """Reconstruct the images of each victim."""
-        most = int(self.most / _RACE) if unknown_order(seen) else self.most
-        short = replace(self.attack, steps=most - 1)
+        steps = int(self.most / _RACE) if unknown_order(seen) else self.most
+        short = replace(self.attack, steps=steps - 1)
         search = short.matching(seen) if isinstance(short, Posterior) else short.matching()
-        search = replace(search, evaluations=most)
+        search = replace(search, evaluations=self.most)
         if self.start is not None:
             search = replace(search, start=self.start, warmup=())
         found = search(with_noise(seen) if isinstance(short, Posterior) else seen, generator)

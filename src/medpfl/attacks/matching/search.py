@@ -77,8 +77,9 @@ class GradientMatching(Attack):
             equally many evaluations between two cuts; the search itself then begins anew. 1: no race, the likeliest
             sequence. 0: the labels in the given or inferred order. Labels that are optimized do not compete.
         steps: maximum steps per restart, warm-up included.
-        evaluations: evaluations of the objective after which a restart begins no further step, warm-up included; 0: no
-            limit. A step takes one evaluation, and several where a line search backtracks.
+        evaluations: evaluations of the objective after which a restart begins no further step, warm-up and a race of
+            label sequences included; 0: no limit. A step takes one evaluation, and several where a line search
+            backtracks. A race leaves the search a seventh of them at least.
     """
 
     objective: Objective = SquaredDistance()
@@ -135,7 +136,8 @@ class GradientMatching(Attack):
             over = victims.tolist() if race else attempts
             count = len(seen) if race else self.restarts
             with progress.part(over[0] / count, (over[-1] + 1) / count):
-                found.add(victims, attempts, self._minimize(stages, z, iterates, rows, race))
+                limit = self._limit(rows, played)
+                found.add(victims, attempts, self._minimize(stages, z, iterates, rows, race, limit))
         return replace(found.reconstruction(problem, classes), trace=iterates.stacked())
 
     def _ordered(
@@ -178,14 +180,18 @@ class GradientMatching(Attack):
         )
         z, loss = self._start(start, problem, victims, own).repeat(count, 1), torch.zeros(len(row))
         taken = torch.zeros(len(victims), dtype=torch.long)
+        left = torch.full((len(row),), steps) if self.evaluations else None  # so that line searches do not overdraw it
         for make, most in self._stages(problem, start.rough, steps):
             stage, cuts = make().of(victims[row], guess), replace(race, victims=row)
             other = stage.basis != problem.basis
-            solution = self.optimizer.minimize(stage, stage.join(*problem.split(z)) if other else z, most, cuts)
+            begun = stage.join(*problem.split(z)) if other else z
+            solution = self.optimizer.minimize(stage, begun, most, cuts, left)
+            left = None if left is None else left - solution.evaluations
             taken.index_add_(0, row, solution.evaluations)
             keep = ~cuts.outranked(solution.loss.cpu(), most)
             z, loss = (problem.join(*stage.split(solution.z)) if other else solution.z)[keep], solution.loss.cpu()[keep]
             guess, row, race = guess[keep], row[keep], replace(race, done=race.done + most)
+            left = None if left is None else left[keep]
         places = [torch.where(row == victim, loss, torch.inf).argmin() for victim in range(len(victims))]
         return guess[torch.stack(places)], taken
 
@@ -215,10 +221,33 @@ class GradientMatching(Attack):
 
         return [*stages, (proper, steps - sum(most for _, most in stages))]
 
-    def _minimize(self, stages: Stages, z: Tensor, iterates: Iterates, victims: Tensor, race: Race | None) -> Solution:
-        """Run one stage after the other. `z` and the race's objective belong to the last stage, the main search."""
+    def _limit(self, victims: Tensor, played: Tensor | int) -> Tensor | None:
+        """Return the evaluations (R,) that a race of label sequences left to the victims' searches, if limited."""
+        if not self.evaluations:
+            return None
+        spent = torch.zeros(len(victims), dtype=torch.long) if isinstance(played, int) else played[victims]
+        return (self.evaluations - spent).clamp(min=-(-self.evaluations // 7))
+
+    def _minimize(
+        self,
+        stages: Stages,
+        z: Tensor,
+        iterates: Iterates,
+        victims: Tensor,
+        race: Race | None,
+        left: Tensor | None,
+    ) -> Solution:
+        """Run one stage after the other. `z` and the race's objective belong to the last stage, the main search.
+
+        Args:
+            stages: the stages, each with its number of steps.
+            z: the rows' initial variables (R, D).
+            iterates: keeps iterates if they are asked for.
+            victims: the rows' victims (R,).
+            race: a race of restarts.
+            left: the rows' limits (R,) to evaluations.
+        """
         parts, done, own = [], 0, stages[-1][0]().of(victims)
-        left = torch.full((len(z),), self.evaluations) if self.evaluations else None
         for make, most in stages:
             stage = own if make is stages[-1][0] else make().of(victims)
             other = stage.basis != own.basis
