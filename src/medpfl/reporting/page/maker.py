@@ -23,10 +23,11 @@ def maker(settings: Json) -> list[tuple[str, str]]:
     images = counted(data["images"], "image") if isinstance(data.get("images"), int) else ""
     if images and isinstance(asked := experiment.get("images"), int) and asked < data["images"]:
         images = f"{asked} of {images} attacked"
+    source = about.get("alias") or data.get("source") or experiment.get("data")  # a frontier's data are a training's
     found = {
         "Site": about.get("site") or _NOT_STATED,
         "Contact": about.get("contact") or _NOBODY,
-        "Data": ", ".join(filter(None, [about.get("alias") or data.get("source"), images])) or _NOT_STATED,
+        "Data": ", ".join(filter(None, [source, images])) or _NOT_STATED,
         "Model": "; ".join(map(model_words, several(experiment.get("model")))) or _NOT_STATED,
         "Date": str(settings.get("started") or _NOT_STATED).partition("T")[0],
         "Made with": f"MedPFL {version}".strip(),
