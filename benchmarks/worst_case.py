@@ -84,7 +84,7 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
     yield conditions()
     yield HEAD
     for model, plan, defense in CELLS:
-        for name in chosen.sets if model in chosen.models else ():
+        for name in chosen.sets if model in chosen.models and plan in chosen.plans else ():
             place = f"{model:<21}{plan:<11}{defense:<14}{name:<12}"
             yield place + (cell(scene_of(model, plan, defense, name, chosen), chosen.budget) if go_on() else "not run")
 
@@ -116,5 +116,6 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--budget", type=int, default=600, help="evaluations for each victim (%(default)s)")
     parser.add_argument("--sets", nargs="+", default=available())
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), help="models (all)")
+    parser.add_argument("--plans", nargs="+", choices=list(PLANS), default=list(PLANS), help="clients' plans (all)")
     parser.add_argument("--tune", action="store_true", help="use the rows and weights for tuning")
     return parser.parse_args(arguments)
