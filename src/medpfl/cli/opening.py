@@ -48,9 +48,9 @@ def _of_audit(asked: Experiment) -> str:
     if asked.realism:
         return _of_realism(asked)
     several = f", in rounds {asked.rounds}" if asked.rounds else ""
-    counted = "its images" if asked.truth else _images(asked.victims.images, asked.plan)
+    images = "its images" if asked.truth else _images(asked.victims.images, asked.plan)
     attacks = _attacks(asked.attack) if asked.attack else _standard(asked.run.minutes)
-    return f"audit of {asked.model}{several} with {_data(asked.data)}: {counted}, {attacks}, {_defenses(asked.defense)}"
+    return f"audit of {asked.model}{several} with {_data(asked.data)}: {images}, {attacks}, {_defenses(asked.defense)}"
 
 
 def _of_realism(asked: Experiment) -> str:

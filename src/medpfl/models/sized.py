@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from medpfl.core.errors import InputError
 from medpfl.core.experiments.limits import check_classes, check_image_shape, check_parameters
 from medpfl.core.roles import Model
+from medpfl.core.user_code.global_draws import seeded
 from medpfl.core.user_code.strangers import explained
 from medpfl.models.user import UserModel
 from medpfl.models.wrapped import unwrapped
@@ -50,11 +51,9 @@ def _shaped(network: nn.Module, image_shape: tuple[int, ...], seed: int) -> nn.M
         return network
     network = unwrapped(network)
     modes = {layer: layer.training for layer in network.modules()}
-    own = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(seed)))  # not the draws of `build`
     image = torch.zeros(1, *image_shape, device=next(network.parameters()).device)
     what = f"the model's lazy layers get no shape from an image of shape {tuple(image.shape)}"
-    with torch.random.fork_rng(devices=[]), torch.no_grad(), explained(what):
-        torch.manual_seed(own)
+    with seeded(torch.Generator().manual_seed(seed)), torch.no_grad(), explained(what):  # other draws than `build`'s
         network.eval()(image)
     for layer, training in modes.items():
         layer.training = training

@@ -152,7 +152,7 @@ def length_cause(case: Case) -> Cause | None:
 def order_cause(case: Case, difference: float) -> Cause | None:
     """Return the cause if a record fits much better with its two states swapped, although draws are unknown.
 
-    Of 60 simulated trainings of 3 to 9 steps, 53 were named if the states were swapped, and no right record.
+    In 60 simulated trainings of 3 to 9 steps, it named 53 of the swapped ones, and no right one.
     """
     fits = (fit for fit in swapped(case) if fit.difference <= min(2 * fit.spread, _BETTER * difference))
     return next((replace(fit.cause, text=f"probably {fit.cause.text}") for fit in fits), None)

@@ -21,6 +21,7 @@ from medpfl.inputs.parts import data_of, model_of
 from medpfl.inputs.spelling import path_of
 from medpfl.models.entering import entering
 from medpfl.models.weights import read_state
+from medpfl.recording.check import is_zero
 from medpfl.recording.folder import truth_given
 from medpfl.recording.record import UpdateFacts, Written, keep, make_record, origin_of
 from medpfl.recording.view import view_made, view_of
@@ -64,7 +65,7 @@ def perform_recording(asked: Recording) -> RecordingResult:
         source=origin_of(CHECKPOINTS, round=asked.round),
     )
     made = make_record(before, after, plan, parameters=parameters, facts=facts)
-    if not any(bool(t.any()) for t in made.update.tensors.values()):
+    if is_zero(made):
         raise InputError(
             "the two checkpoints hold equal parameters, so there is no update: give the state before the local "
             "training, and the one after it (a loop must save the first before it trains, or clone its tensors)"

@@ -291,4 +291,4 @@ def _step(step: Step) -> str:
     extra = [f"autocast {step.precision}"] if step.precision else []
     extra += [f"{step.passes} passes"] if step.passes > 1 else []
     extra += [f"gradient {step.change}"] if step.change else []
-    return ", ".join([f"{counted(step.images, 'image')}", how, step.loss or "unknown loss", mode, *extra])
+    return ", ".join([counted(step.images, "image"), how, step.loss or "unknown loss", mode, *extra])

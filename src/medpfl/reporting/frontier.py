@@ -10,7 +10,7 @@ from medpfl.core.atomic_files import write
 from medpfl.core.experiments.settings import Json
 from medpfl.reporting.figures.bounds import bound_section
 from medpfl.reporting.figures.frontier import NAMES, frontier_figure
-from medpfl.reporting.phrases import REASONS, trials
+from medpfl.reporting.phrases import REASONS, telling, trials
 from medpfl.reporting.verdict import MARKS
 from medpfl.reporting.words import DASH, epsilons, known, label, model_argument, number, percent, percents, similarity
 
@@ -91,8 +91,8 @@ _WHYS = {"inconclusive": "the verdict is inconclusive", "leaking": "its own audi
 
 def _left(points: Mapping[str, Point], chosen: Json) -> str:
     found = [f"{', '.join(map(label, chosen[key]))} would, but {why}" for key, why in _WHYS.items() if chosen[key]]
-    flags = {flag for spec in chosen["inconclusive"] for flag in points[spec]["flags"]}
-    reason = next((f" ({why})" for flag, why in REASONS.items() if flag in flags), "")
+    flag = telling(points[spec] for spec in chosen["inconclusive"])
+    reason = f" ({REASONS[flag]})" if flag else ""
     return "".join(f"; {text}{reason if 'inconclusive' in text else ''}" for text in found)
 
 

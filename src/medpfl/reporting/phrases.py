@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
-from medpfl.core.experiments.settings import Settings
+from medpfl.core.experiments.settings import Json, Settings
 from medpfl.core.messages import counted
 from medpfl.core.verdicts import LEAKS
 from medpfl.judging.types import Cell, Rate, Union
@@ -28,6 +28,7 @@ __all__ = [
     "reason",
     "spent",
     "strength",
+    "telling",
     "trials",
 ]
 
@@ -221,6 +222,12 @@ def reason(cells: Cells, recorded: bool = False) -> str:
 
 
 _LAST = ("prior-only", "nonfinite", "not-converged")
+
+
+def telling(points: Iterable[Json]) -> str | None:
+    """Return the most telling flag of a frontier's points, by the order of `REASONS`; ``None`` if none is a reason."""
+    flags = {flag for point in points for flag in point["flags"]}
+    return next((flag for flag in REASONS if flag in flags), None)
 
 
 def images_needed(union: Union) -> int | None:

@@ -9,7 +9,7 @@ from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, UNDEFENDED
 from medpfl.tradeoff.limits import METRICS, Limit, updates_for
 from medpfl.tradeoff.points import Point
 
-__all__ = ["marked", "recommendation", "unbeaten"]
+__all__ = ["marked", "no_better_than_guessing", "recommendation", "unbeaten"]
 
 
 def unbeaten(points: Sequence[Point], metric: str) -> list[str]:
@@ -80,7 +80,7 @@ def recommendation(
         "images_needed": None, "chance": 1 / classes,
     }  # fmt: skip
     low = points[0]["accuracy_low"]
-    if low is not None and low <= 1 / classes:
+    if no_better_than_guessing(low, classes):
         return {**found, "state": "nothing learned"}
     defended = [p for p in points if p["defense"] != UNDEFENDED and p["accuracy"] is not None]
     if not any(_control_works(p, limits) for p in defended or points):
@@ -98,6 +98,11 @@ def recommendation(
     if needed is None:
         return {**found, "state": "none"}
     return {**found, "state": "too few", "images_needed": needed[0], "updates_needed": needed[1]}
+
+
+def no_better_than_guessing(low: float | None, classes: int) -> bool:
+    """Return True if the lower end of a balanced accuracy does not exceed that of guessing, 1 / `classes`."""
+    return low is not None and low <= 1 / classes
 
 
 def _needed(points: Sequence[Point], limits: Sequence[Limit]) -> tuple[int, int] | None:

@@ -30,6 +30,7 @@ from medpfl.runs.identity import Code, Identity, unchanged
 from medpfl.runs.outlook import Outlook
 from medpfl.runs.pulse import pulsing
 from medpfl.runs.study_key import Key, key_of
+from medpfl.tradeoff.choice import no_better_than_guessing
 from medpfl.tradeoff.limits import limits_of
 from medpfl.tradeoff.result import FRONTIER, Found, FrontierResult, results, write_recommended
 from medpfl.tradeoff.tasks import Setting, audit_of, check, code_of, strengths_of, training_of, with_images
@@ -195,12 +196,12 @@ def _audit(out: Path, setting: Setting | None = None) -> Path:
 
 def _warn_if_no_better_than_guessing(undefended: Path) -> None:
     training = read_training(undefended)
-    score, chance = training.rows[-1].scores[judging_set(training.rows)], 1 / training.settings["data"]["classes"]
-    if (low := score["balanced_accuracy_low"]) is not None and low <= chance:
+    score, classes = training.rows[-1].scores[judging_set(training.rows)], training.settings["data"]["classes"]
+    if no_better_than_guessing(score["balanced_accuracy_low"], classes):
         say(
             f"note: undefended, the trained model's balanced accuracy is {percent(score['balanced_accuracy'])}, and "
-            f"guessing reaches {percent(chance)}. So far nothing can be recommended: train longer (--rounds, --epochs) "
-            "or with another --learning-rate, or score on more images (--validation)"
+            f"guessing reaches {percent(1 / classes)}. So far nothing can be recommended: train longer (--rounds, "
+            "--epochs) or with another --learning-rate, or score on more images (--validation)"
         )
 
 

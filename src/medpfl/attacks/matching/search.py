@@ -118,7 +118,7 @@ class GradientMatching(Attack):
             variables_like(seen)
         )
         classes = seen.labels if seen.labels is not None else self.labels.infer(seen, dummy)
-        played: Tensor | int = 0
+        played = torch.zeros(len(seen), dtype=torch.long)
         if classes is not None and self.orders and unknown_order(seen):
             seen, classes, played = self._ordered(seen, classes, dummy, start, common, own)
         labels = None if classes is None else label_vectors(seen, classes, dummy[:1])
@@ -221,12 +221,10 @@ class GradientMatching(Attack):
 
         return [*stages, (proper, steps - sum(most for _, most in stages))]
 
-    def _limit(self, victims: Tensor, played: Tensor | int) -> Tensor | None:
+    def _limit(self, victims: Tensor, played: Tensor) -> Tensor | None:
         """Return the evaluations (R,) that a race of label sequences left to the victims' searches, if limited."""
-        if not self.evaluations:
-            return None
-        spent = torch.zeros(len(victims), dtype=torch.long) if isinstance(played, int) else played[victims]
-        return (self.evaluations - spent).clamp(min=-(-self.evaluations // 7))
+        least = -(-self.evaluations // 7)
+        return (self.evaluations - played[victims]).clamp(min=least) if self.evaluations else None
 
     def _minimize(
         self,

@@ -9,7 +9,7 @@ from medpfl.core.experiments.settings import Json, Settings
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS
 from medpfl.reporting.flags import FLAGS
 from medpfl.reporting.page.answer import Step, decisive, frontier_of
-from medpfl.reporting.phrases import REASONS, Cells
+from medpfl.reporting.phrases import Cells, telling
 from medpfl.reporting.words import label, model_argument, percent
 
 __all__ = ["Advice", "of_federation", "of_frontier", "of_leakage", "of_model", "of_record", "of_training"]
@@ -72,10 +72,8 @@ def of_frontier(points: Sequence[Json], chosen: Json, model: str = "MODEL") -> A
 
 def _remedy(unsure: Sequence[Json]) -> str:
     """Return what could decide settings whose verdicts are inconclusive, by the most telling of their flags."""
-    flags = {flag for point in unsure for flag in point["flags"]}
-    return next(
-        (FLAGS[flag].means for flag in REASONS if flag in flags), "Run stronger attacks, or attack more images."
-    )
+    flag = telling(unsure)
+    return FLAGS[flag].means if flag else "Run stronger attacks, or attack more images."
 
 
 _WHY = {
