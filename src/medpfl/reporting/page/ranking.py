@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from medpfl.core.experiments.settings import Settings
 from medpfl.core.messages import counted
@@ -153,7 +153,7 @@ def _ignores_disclosure(context: Context, cell: Cell, cells: Cells) -> bool:
     return any(_scores(one) == _scores(cell) for one in naive)
 
 
-def _scores(cell: Cell) -> tuple[Any, ...]:
+def _scores(cell: Cell) -> tuple[Rate | float | None, ...]:
     return cell.asr, cell.identified, cell.ssim, cell.psnr, cell.mse, cell.ncc
 
 
