@@ -263,11 +263,21 @@ def test_the_strongest_attack_and_each_defense_decide():
     assert "1 of 2 defenses still leaks" in sentences([cell(defense=LAPLACE), cell(defense=SIGN, **SAFE)], {})[1]
 
 
+def test_it_is_said_if_the_use_of_a_disclosure_was_not_checked():
+    told = "Whether these attacks used what they knew of the defense was not checked, since none was run without it"
+    lone = cell(defense=LAPLACE, **SAFE, knows_defense=True, flags=["disclosure-unchecked"])
+    assert f"{told} (disclosure-unchecked)." in sentences([LEAK, lone], {})[1]
+    assert sentences([LEAK, lone, {**lone, "defense": SIGN}], {})[1].endswith(f". {told} (disclosure-unchecked).")
+    checked = cell("A()", defense=LAPLACE, **SAFE, knows_defense=True)
+    assert told not in sentences([LEAK, lone, checked], {})[1], "one attack that used it is enough"
+
+
 def test_every_flag_is_explained():
     assert set(FLAGS) == {
         "control-failed",
         "control-low",
         "control-weak",
+        "disclosure-unchecked",
         "disclosure-unused",
         "incomplete",
         "masked-vector",

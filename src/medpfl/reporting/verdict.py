@@ -117,10 +117,23 @@ def _one(cells: Cells, settings: Settings) -> str:
 _NOT_SAFE = "A failed attack does not show that the defense is safe."
 
 
+_UNCHECKED = (
+    "Whether these attacks used what they knew of the defense was not checked, since none was run without it "
+    "(disclosure-unchecked)"
+)
+
+
+def _is_unchecked(cells: Cells) -> bool:
+    """Return True if no attack whose failure counts was compared with itself without the defense's disclosure."""
+    holding = [cell for cell in cells if cell.verdict == NO_LEAK]
+    return bool(holding) and all("disclosure-unchecked" in cell.flags for cell in holding)
+
+
 def _without_leak(opening: str, cells: Cells, settings: Settings) -> str:
     """Return the statement for a result of *no leak found* or *inconclusive*."""
     if _state(cells) == NO_LEAK:
-        return f"{opening}, no leak was found: {bounded(cells[0].union)}. {_NOT_SAFE}{labels(cells)}"
+        unchecked = f" {_UNCHECKED}." if _is_unchecked(cells) else ""
+        return f"{opening}, no leak was found: {bounded(cells[0].union)}. {_NOT_SAFE}{unchecked}{labels(cells)}"
     return _open(opening, cells, settings)
 
 
@@ -186,6 +199,7 @@ def _holding(groups: Sequence[Cells], total: int) -> str:
     return (
         f"No leak was found with {who}: with 95 % confidence, these attacks reconstruct fewer than {least} of images "
         f"and re-identify fewer than {least} beyond chance. This does not show that the images are safe"
+        + (f". {_UNCHECKED}" if any(map(_is_unchecked, groups)) else "")
     )
 
 
