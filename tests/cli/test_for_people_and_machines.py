@@ -46,9 +46,9 @@ def run(capsys, monkeypatch) -> Callable[..., tuple[int, str, str]]:
 @pytest.mark.parametrize(
     ("asked", "line"),
     [
-        (Experiment(), "audit of LeNet('dlg') with the embedded samples: up to 32 images, analytic attacks, and "
-         "2 min of searches, no defense"),
+        (Experiment(), "the embedded samples: up to 32 images, analytic attacks, and 2 min of searches, no defense"),
         (Experiment.of(model="m", data="d", truth="t"), "audit of m with d: its images, analytic attacks"),
+        (Experiment.of(model="m", data="r/1.safetensors"), "audit of m with r/1.safetensors: its images, analytic"),
         (Experiment.of(batch_size=4, images=8), "8 images, 4 in a batch, analytic attacks"),
         (Experiment.of(attack=[f"A{i}" for i in range(8)]), "attacks A0, A1, A2, A3, A4, A5 and 2 more, no defense"),
         (Experiment.of(model="run", rounds="0,5"), "audit of run, in rounds 0,5 with"),
