@@ -147,6 +147,19 @@ def test_the_reason_for_an_inconclusive_verdict_is_said():
     assert of_frontier(POINTS, {**chosen, "inconclusive": []}).answer[0].startswith("None of the settings")
 
 
+def test_searches_that_stopped_at_their_budget_are_not_said_to_fail():
+    chosen = {**CHOSEN, "defense": None, "state": "control failed"}
+    for flags, why, step in (
+        ([], "Unknown: these attacks do not work on this model even without a defense.", "Use attacks that work"),
+        (["out-of-budget"], "Not decided: the searches stopped at their budget before", "Let the searches run longer"),
+    ):
+        points = [{**POINTS[0], "flags": flags}, *POINTS[1:]]
+        advice = of_frontier(points, chosen)
+        assert advice.answer[0].startswith(why)
+        assert advice.steps[0].text.startswith(step)
+        assert ("nothing is decided" in sentences(points, chosen, SETTINGS)[1]) is bool(flags)
+
+
 def test_what_the_intervals_are_of_is_said():
     assert "for one training. Its interval covers the choice of images only" in how_to_read(SETTINGS)[2]
     assert "the mean over 3 seeds with Student's interval" in how_to_read({**SETTINGS, "seeds": 3})[2]
