@@ -21,6 +21,7 @@ from medpfl.reporting.phrases import (
     example,
     extent,
     hits,
+    in_number,
     is_recorded,
     labels,
     reason,
@@ -43,6 +44,11 @@ def verdict_sentences(summary: Cells, settings: Settings) -> tuple[str, str]:
     """
     if not summary:
         return "No attack has finished.", "There is no result for these images yet."
+    first, second = _sentences(summary, settings)
+    return in_number(first, summary), in_number(second, summary)
+
+
+def _sentences(summary: Cells, settings: Settings) -> tuple[str, str]:
     bare, groups = _split(_named(summary))
     recorded = bool(groups) and groups[0][0].defense == label(RECORDED)
     first = _undefended(bare, settings) if bare else _no_control(summary)
@@ -162,7 +168,7 @@ def _many(groups: Sequence[Cells]) -> str:
     leaking, holding, unsure = ([g for g in groups if _state(g) == s] for s in (LEAKS, NO_LEAK, INCONCLUSIVE))
     total = len(groups)
     if len(unsure) == total:
-        return f"The results for all {total} defenses are inconclusive: {_reasons(unsure)}."
+        return f"The results for {_all(total)} defenses are inconclusive: {_reasons(unsure)}."
     parts = [
         _leaking(leaking, total) if leaking else "",
         _holding(holding, total) if holding else "",
@@ -173,10 +179,15 @@ def _many(groups: Sequence[Cells]) -> str:
     return sentence[0].upper() + sentence[1:] + "."
 
 
+def _all(total: int) -> str:
+    return "both" if total == 2 else f"all {total}"
+
+
 def _leaking(groups: Sequence[Cells], total: int) -> str:
     ordered = sorted(groups, key=lambda cells: extent(cells[0].union), reverse=True)
     verb = "leaks" if len(groups) == 1 else "leak"
-    who = f"All {total} defenses" if len(groups) == total else f"{len(groups)} of {total} defenses"
+    every = _all(total).capitalize()
+    who = f"{every} defenses" if len(groups) == total else f"{len(groups)} of {total} defenses"
     if len(ordered) == 1:
         return f"{who} still {verb}: {example(ordered[0])}"
     return f"{who} still {verb}, the most with {example(ordered[0])} and the least with {example(ordered[-1])}"
@@ -194,7 +205,11 @@ def _holding(groups: Sequence[Cells], total: int) -> str:
     if len(groups) == 1:
         who = example(groups[0])
     else:
-        count = f"any of the {total} defenses" if len(groups) == total else f"{len(groups)} of {total} defenses"
+        count = (
+            f"{'either' if total == 2 else 'any'} of the {total} defenses"
+            if len(groups) == total
+            else f"{len(groups)} of {total} defenses"
+        )
         who = f"{count}, for example {example(min(groups, key=lambda cells: extent(cells[0].union)))}"
     return (
         f"No leak was found with {who}: with 95 % confidence, these attacks reconstruct fewer than {least} of images "
