@@ -143,7 +143,8 @@ def test_a_page_shows_them_and_the_terminal_where_the_verdict_is_inconclusive(tm
     assert all("Nothing was read" not in html for html in pages(tmp_path, [cell()], rows=blind("")))
     one = Cell(attack="iDLG()", defense=LAPLACE, knows_defense=False)
     rows = blind("noise", defense=LAPLACE)
-    assert unread_lines([one], rows) == [
-        "iDLG, naive, LaplaceNoise(scale=0.01): nothing was read of 1 of 1 update (noise)"
+    told = rows + blind("noise", defense=LAPLACE, grants=("defense",))
+    assert unread_lines([one, replace(one, knows_defense=True)], told) == [
+        "iDLG, LaplaceNoise(scale=0.01): nothing was read of 1 of 1 update (noise)"
     ]
     assert unread_lines([replace(one, union=replace(one.union, verdict=LEAKS))], rows) == []

@@ -10,7 +10,7 @@ from medpfl.core.experiments.limits import plain_ascii
 from medpfl.core.messages import counted
 from medpfl.core.verdicts import INCONCLUSIVE, RANDOM_UPDATE
 from medpfl.judging.types import Cell
-from medpfl.reporting.words import attacker, known, label
+from medpfl.reporting.words import known, label
 
 if TYPE_CHECKING:
     from medpfl.core.types import Finding
@@ -98,12 +98,9 @@ def unread(cell: Cell, rows: Iterable[Finding]) -> str:
 
 def unread_lines(cells: Iterable[Cell], rows: Sequence[Finding]) -> list[str]:
     """Return a line for each attack that read nothing of updates, where the verdict on the defense is inconclusive."""
-    told = {
-        f"{attacker(cell)}, {label(cell.defense)}": unread(cell, rows)
-        for cell in cells
-        if cell.union.verdict == INCONCLUSIVE
-    }
-    return [f"{name}: nothing was read of {why}" for name, why in told.items() if why]
+    unsure = [cell for cell in cells if cell.union.verdict == INCONCLUSIVE]
+    told = [(f"{label(cell.attack)}, {label(cell.defense)}", unread(cell, rows)) for cell in unsure]
+    return [*dict.fromkeys(f"{name}: nothing was read of {why}" for name, why in told if why)]
 
 
 def _by_update(field: str, rows: Iterable[Finding]) -> list[str]:
