@@ -103,6 +103,8 @@ def test_the_recommendation_says_its_price_and_what_still_leaks():
     assert "Left out: Permute (the verdict is inconclusive)." in beside
     telling = [POINTS[0], {**POINTS[1], "label_verdict": LEAKS}]
     assert "Labels still leak; no limit covers them." in sentences(telling, CHOSEN, SETTINGS)[1]
+    unchecked = [POINTS[0], {**POINTS[1], "flags": ["disclosure-unchecked"]}]
+    assert "was not checked (disclosure-unchecked)" in sentences(unchecked, CHOSEN, SETTINGS)[1]
     leaking = [POINTS[0], {**POINTS[1], "verdict": LEAKS}]
     assert "It meets this limit, but the audit's verdict is that it leaks." in sentences(leaking, CHOSEN, SETTINGS)[1]
 

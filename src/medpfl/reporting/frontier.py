@@ -82,6 +82,8 @@ def _advice(points: Mapping[str, Point], chosen: Json) -> str:
     bound = f" (epsilon {epsilons(best['epsilon'], ' and ', ' for one {}')})" if best["epsilon"] else ""
     also = " It meets this limit, but the audit's verdict is that it leaks." if best["verdict"] == "leaks" else ""
     also += " Labels still leak; no limit covers them." if best["label_verdict"] == "leaks" else ""
+    if "disclosure-unchecked" in best["flags"]:
+        also += " Whether the attacks used what they knew of the defense was not checked (disclosure-unchecked)."
     return (
         f"Recommended under {limit}: {label(best['defense'])}{bound}. It costs the least accuracy: {_price(best)} The "
         f"strongest attack still reconstructs {_rate(best, 'asr', chosen)} of the images, with a mean SSIM of "
