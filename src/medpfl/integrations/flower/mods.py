@@ -45,7 +45,7 @@ _CLIPPING = ("fixedclipping_mod", "adaptiveclipping_mod")
 
 
 class _Asked(NamedTuple):
-    """What is known before a client trains.
+    """The facts of one request that are known before the client trains.
 
     Attributes:
         weights: the server's weights by the key of their array record.
