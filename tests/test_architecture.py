@@ -234,7 +234,6 @@ LONG = {
     "tests/auditing/test_recorded.py": 603,
     "tests/benchmarks/test_benchmark_tables.py": 469,
     "tests/cli/test_commands.py": 1152,
-    "tests/cli/test_for_people_and_machines.py": 408,
     "tests/core/test_roles.py": 447,
     "tests/federation/test_federation.py": 463,
     "tests/judging/test_summary.py": 726,

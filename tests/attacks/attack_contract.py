@@ -154,7 +154,7 @@ def check_the_generator_is_the_only_source(attack: Attack, plan: Plan) -> None:
     assert torch.equal(torch.random.get_rng_state(), before), "it draws from torch's own generator"
     assert torch.equal(one.guesses, again.guesses), "it draws from elsewhere"
     assert same(one.labels, again.labels)
-    assert (one.certificates, one.found_by) == (again.certificates, again.found_by)
+    assert (one.certificates, one.found_by, one.unread) == (again.certificates, again.found_by, again.unread)
 
 
 def check_what_is_seen_is_not_changed(attack: Attack, plan: Plan) -> None:

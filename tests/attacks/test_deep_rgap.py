@@ -135,6 +135,7 @@ def test_an_update_that_is_not_finite_is_called_so(name, value):
 
     guess = tampered(change)
     assert guess.ended == ("converged", "nonfinite", "converged")
+    assert guess.unread == ("", "the update holds values that are not finite", "")
     assert guess.guesses.isfinite().all()
 
 
@@ -146,6 +147,7 @@ def test_a_guess_of_nothing_is_gray_whatever_the_statistics_say():
     guess = DeepRGAP()(seen, torch.Generator().manual_seed(0))
     assert guess.ended == ("stalled",)
     assert (guess.guesses == 0.5).all()
+    assert guess.unread[0]
 
 
 @pytest.mark.slow

@@ -251,6 +251,19 @@ def test_images_are_read_and_labels_with_them(mode, algorithm):
 
 
 @pytest.mark.slow
+def test_why_nothing_was_read_is_stated():
+    shown, labels = varied(8).view(2, 4, 1, 12, 12), torch.tensor([[0, 1, 2, 0]] * 2)
+    seen = scene(built(width=80, last=True), shown, labels, Plan(batch_size=4))
+    for tensor in seen.views[0].update.tensors.values():
+        tensor[0].normal_(generator=torch.Generator().manual_seed(0))
+        tensor[1] = torch.nan
+    guess = Separation(steps=100)(seen, torch.Generator().manual_seed(0))
+    assert guess.unread[0] == "layer 'last.first.0': 0 of 0 sources were certified, for 4 images"
+    assert guess.unread[1] == "the update holds values that are not finite"
+    assert guess.ended == ("stalled", "nonfinite")
+
+
+@pytest.mark.slow
 def test_sent_statistics_show_the_contrast():
     plan = Plan(batch_size=4, mode="train")
     network = built(width=80, last=True)

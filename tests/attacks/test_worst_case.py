@@ -109,6 +109,22 @@ def test_a_certificate_comes_before_the_density(monkeypatch):
     assert found.evaluations.tolist() == [0, 0, 0]
 
 
+class Blind(Certain):
+    """Reads nothing of the second update."""
+
+    def __call__(self, seen, generator):
+        made = super().__call__(seen, generator)
+        told, gray = ("", "too much noise", ""), torch.tensor([1.0, 0.0, 1.0]).view(-1, 1, 1, 1, 1)
+        return replace(made, guesses=made.guesses * gray, certificates=("sure", "", "sure"), unread=told)
+
+
+def test_it_repeats_why_its_members_read_nothing_of_updates_that_no_guess_explains(monkeypatch):
+    monkeypatch.setattr(worst_case, "_SOLVERS", (Blind(),))
+    assert WorstCase(evaluations=0)(convolutional(), generator()).unread == ("", "Blind(): too much noise", "")
+    monkeypatch.setattr(worst_case, "_SOLVERS", (Blind(), Certain()))
+    assert WorstCase(evaluations=0)(convolutional(), generator()).unread == ("", "", ""), "another one read it"
+
+
 @pytest.mark.slow
 def test_a_certificate_of_a_gray_guess_certifies_no_image(monkeypatch):
     monkeypatch.setattr(worst_case, "_SOLVERS", (Gray(),))

@@ -20,6 +20,7 @@ GOOD = {
     "candidates": lambda g: replace(g, candidates=g.guesses[:, None].repeat(1, 3, 1, 1, 1, 1)),
     "certificates": lambda g: replace(g, certificates=("9 zeros of 12; 1 by chance.", "~" * 300)),
     "finders": lambda g: replace(g, found_by=("iDLG()", "")),
+    "unread": lambda g: replace(g, unread=("1 of 2 sources were certified", "")),
     "a list of certificates": lambda g: replace(g, certificates=["", "rank 2"]),
     "NaN, and it says so": lambda g: replace(g, guesses=g.guesses * torch.nan, ended=("nonfinite",) * 2),
 }
@@ -50,6 +51,7 @@ BAD = {
     "a finder in another alphabet": (
         lambda g: replace(g, found_by=("", "\u0441")), r"a name in found_by for victim 1 with the character '\\u0441'"
     ),
+    "one reason": (lambda g: replace(g, unread=("noise",)), "unread of length 1: expected 2, one text"),
     "one certificate": (lambda g: replace(g, certificates=("sure",)), "certificates of length 1: expected 2, one text"),
     "certificates as a text": (lambda g: replace(g, certificates="ab"), "certificates of type str: expected a tuple"),
     "certificates of numbers": (lambda g: replace(g, certificates=("", 3)), "certificate of type int for victim 1"),

@@ -86,8 +86,8 @@ def test_the_attack_behind_a_guess_is_in_all_rows_of_its_update():
     data = some_images(4)
     guess = guessed(near(data.images[:, None]))
     for names, expected in (((), [""] * 4), (("RGAP()", "iDLG()", "iDLG()", ""), ["RGAP()", "iDLG()", "iDLG()", ""])):
-        rows, _, _ = score(data, replace(guess, found_by=names), [[0], [1], [2], [3]])
-        assert [row.found_by for row in rows] == expected
+        rows, _, _ = score(data, replace(guess, found_by=names, unread=names), [[0], [1], [2], [3]])
+        assert [row.found_by for row in rows] == [row.unread for row in rows] == expected
 
 
 @pytest.mark.slow

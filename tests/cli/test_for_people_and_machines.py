@@ -23,7 +23,6 @@ from medpfl.core.experiments.frontier import Frontier
 from medpfl.core.experiments.inspection import Inspection
 from medpfl.core.experiments.recording import Forgetting, Looking, Recording
 from medpfl.reproduction.scale import Studies
-from medpfl.runs.outlook import Outlook, Step
 
 NAMES = [name for commands in THEMES.values() for name in commands]
 SMALL = ["--model", "LeNet('idlg')", "--attack", "iDLG(steps=3)", "--images", "2", "--size", "16"]
@@ -46,9 +45,9 @@ def run(capsys, monkeypatch) -> Callable[..., tuple[int, str, str]]:
 @pytest.mark.parametrize(
     ("asked", "line"),
     [
-        (Experiment(), "audit of LeNet('dlg') with the embedded samples: up to 32 images, analytic attacks, and "
-         "2 min of searches, no defense"),
+        (Experiment(), "the embedded samples: up to 32 images, analytic attacks, and 2 min of searches, no defense"),
         (Experiment.of(model="m", data="d", truth="t"), "audit of m with d: its images, analytic attacks"),
+        (Experiment.of(model="m", data="r/1.safetensors"), "audit of m with r/1.safetensors: its images, analytic"),
         (Experiment.of(batch_size=4, images=8), "8 images, 4 in a batch, analytic attacks"),
         (Experiment.of(attack=[f"A{i}" for i in range(8)]), "attacks A0, A1, A2, A3, A4, A5 and 2 more, no defense"),
         (Experiment.of(model="run", rounds="0,5"), "audit of run, in rounds 0,5 with"),
@@ -387,13 +386,6 @@ def test_a_dry_run_of_a_training_and_a_frontier(run, folder, tmp_path):
     assert text.count("trainings: training under ") == 3
     assert "audit: iDLG(steps=3) x random-update" in text
     assert not (tmp_path / "f").exists()
-
-
-def test_a_plan_says_what_is_unknown():
-    plan = Outlook((Step("a", 1, "images"), Step("b", 1, "images", seconds=3.0)), notes=("a remark",))
-    assert plan.seconds is None
-    assert plan.lines()[-2:] == ["a remark", "in all: 2 jobs; unknown time; nothing was run or written"]
-    assert Outlook.of([("x", plan), ("y", plan)]).notes == ("a remark",)
 
 
 def test_the_folder_stays_empty_after_a_refused_dry_run(run, tmp_path):

@@ -101,8 +101,8 @@ def test_rows_survive_json():
     row = Finding(**values)
     told = json.loads(json.dumps(row.to_dict()))
     assert Finding.from_dict(told) == row
-    assert (told.pop("certificate"), told.pop("found_by")) == ("x", "x")
-    older = dataclasses.replace(row, certificate="", found_by="")
+    assert (told.pop("certificate"), told.pop("found_by"), told.pop("unread")) == ("x", "x", "x")
+    older = dataclasses.replace(row, certificate="", found_by="", unread="")
     assert Finding.from_dict(told) == older, "a row of an older version"
     with pytest.raises(InputError, match=r"^certificate: "):
         Finding.from_dict({**told, "certificate": 3})

@@ -48,7 +48,7 @@ class Norm(Attack):
         tensors = seen.views[0].update.tensors.values()
         size = sum(t.flatten(1).square().sum(1) for t in tensors).sqrt()
         told = tuple(f"<{float(one):.3f}>" for one in size)
-        return answer(seen, loss=size, certificates=told, found_by=told)
+        return answer(seen, loss=size, certificates=told, found_by=told, unread=told)
 """
 
 FEDAVG = Plan("FedAvg", batch_size=1, local_images=2, epochs=2)
@@ -106,7 +106,7 @@ def test_rows_are_equal_with_and_without_isolation(folder, shared, scene):
 def test_certificates_come_from_the_attack_s_process(folder, shared):
     rows = audited([f"{folder}/honest.py:Norm"], out=folder / "runs" / "a").rows
     assert [row.certificate for row in rows] == [f"<{row.loss:.3f}>" for row in rows]
-    assert [row.found_by for row in rows] == [row.certificate for row in rows]
+    assert [(row.found_by, row.unread) for row in rows] == [(row.certificate,) * 2 for row in rows]
     assert len({row.certificate for row in rows if not row.control}) == 2
 
 

@@ -295,19 +295,6 @@ def test_a_failure_of_an_attack_that_did_not_know_the_defense_says_nothing():
     assert cells(rows(15), partly)[NOISE].verdict == INCONCLUSIVE
 
 
-def test_a_failure_of_an_attack_that_made_no_use_of_the_disclosure_says_nothing():
-    told, untold = rows(0, defense=NOISE), rows(0, defense=NOISE, grants=("labels",))
-    judged = summarize([*rows(15), *told, *untold])[1:]
-    assert {(cell.verdict, cell.union.verdict) for cell in judged} == {(INCONCLUSIVE, INCONCLUSIVE)}
-    assert [set(cell.flags) & {"disclosure-unused", "naive-attack"} for cell in judged] == [
-        {"disclosure-unused"},
-        {"naive-attack"},
-    ]
-    moved = replace(untold[0], scores={**untold[0].scores, "ssim": 0.11})
-    judged = summarize([*rows(15), *told, moved, *untold[1:]])[1:]
-    assert judged[0].union.verdict == NO_LEAK, "one guess is another, so the attack uses what it was told"
-
-
 def test_what_does_not_work_at_all_is_not_called_naive():
     cell = cells(rows(0), rows(0, defense=NOISE, grants=()), random_update())[NOISE]
     assert cell.flags == ("control-failed", "prior-only")
@@ -319,8 +306,9 @@ def test_a_leak_to_an_attack_that_did_not_know_the_defense_is_a_leak():
 
 
 def test_a_defense_that_comes_too_late_need_not_be_known():
-    cell = cells(rows(15), rows(0, defense=NOISE, grants=()), server_side=[NOISE], server_only=[NOISE])[NOISE]
-    assert "naive-attack" not in cell.flags
+    for knows in ((), ("defense",)):
+        cell = cells(rows(15), rows(0, defense=NOISE, grants=knows), server_side=[NOISE], server_only=[NOISE])[NOISE]
+        assert not {"naive-attack", "disclosure-unchecked"} & set(cell.flags)
 
 
 def test_a_failed_control_is_never_no_leak():

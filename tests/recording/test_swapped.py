@@ -12,6 +12,7 @@ from medpfl.core.types import Weights
 from medpfl.recording.client import check_case
 from medpfl.recording.contradictions import looked
 from medpfl.recording.mean import check_mean
+from tests.recording.loops import network
 from tests.recording.test_diagnosis import ONE, SEVERAL, Site, after, planned, sent, site
 
 ORDER = "the checkpoints are in the wrong order"
@@ -47,6 +48,25 @@ def test_a_counter_alone_tells_the_order():
     assert ORDER in str(looked(record).wrong)
     assert "says -3 steps" in str(looked(record).wrong)
     assert "of a later round" in str(looked(replace(record, source=None)).wrong), "nobody took one for the other"
+
+
+@pytest.mark.parametrize("wrong", ["first", "second", "neither"])
+def test_counters_alone_do_not_say_that_both_checkpoints_are_of_one_training(wrong):
+    """One state in the wrong place, and the other of another run: to swap them would not help."""
+    own = site(SEVERAL, epochs=2, momentum=0.9)
+    other = site(SEVERAL, epochs=2, momentum=0.9, seed=4, start=network(seed=9).state_dict())
+    record, foreign = swapped(own), swapped(other)
+    if wrong == "first":
+        record = replace(record, weights=foreign.weights)
+    if wrong == "second":
+        old = other.record.weights.parameters
+        record = sent(record, lambda _: {k: t - record.weights.parameters[k] for k, t in old.items()})
+    cause = str(check_case(from_states(own, record, **BLIND)).cause)
+    assert cause.startswith(ORDER)
+    assert ("or of different trainings (the counter '1.num_batches_tracked' says -6 steps" in cause) is (
+        wrong != "neither"
+    )
+    assert ("as batch norm's counters and replays agree" in cause) is (wrong == "neither")
 
 
 @pytest.mark.parametrize("changes", [{"learning_rate": 1.0}, {"momentum": 0.9, "learning_rate": 0.5}])

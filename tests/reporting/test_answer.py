@@ -41,7 +41,7 @@ def test_images_that_are_only_recognized_are_a_leak_in_plain_words():
     )
     assert answer.meaning == (
         "Updates sent without a defense or with LaplaceNoise(scale=0.01) give patients' images away. Treat them like "
-        "the images themselves. With 95 % confidence, these attacks reconstruct 58\u201393 % of such images.",
+        "the images themselves. With 95 % confidence, this attack reconstructs 58\u201393 % of such images.",
         "The data does not say which images belong to one patient, so images are counted.",
     )
 
@@ -50,7 +50,7 @@ def test_a_defense_that_held_is_never_called_safe():
     answer = told(full(), full(defense=LAPLACE, read=0, identified=0.0, verdict=NO_LEAK))
     assert answer.sentences[1] == (
         NO_LEAK,
-        "With LaplaceNoise(scale=0.01), the server reconstructed none of 24 images: these attacks failed, but others "
+        "With LaplaceNoise(scale=0.01), the server reconstructed none of 24 images: this attack failed, but others "
         "may not.",
     )
     assert "A stronger attack may still succeed." in answer.meaning[-1]
@@ -80,7 +80,7 @@ def test_what_one_weak_attack_lacks_is_no_advice_if_all_attacks_together_need_mo
 
 def test_attacks_that_never_work_say_nothing_about_safety():
     answer = told(cell(read=0, verdict="inconclusive", flags=["control-failed"]))
-    assert answer.sentences[0][1] == "Unknown: these attacks do not work on this model even without a defense."
+    assert answer.sentences[0][1] == "Unknown: this attack does not work on this model even without a defense."
     assert answer.steps[0].command == "medpfl check-model MODEL"
     assert answer.steps[1].command == "medpfl audit ... --mode eval --batch-size 1"
     assert len(answer.steps) == 2, "no defense can be tested by attacks that fail without one"
@@ -126,7 +126,7 @@ def test_many_defenses_are_sorted_by_what_was_found():
     verdict, sentence = told(*summary).sentences[1]
     assert verdict == "leaks"
     assert sentence == (
-        "Of 5 defenses: D0, D3 and 1 more do not protect these images; with D1, these attacks failed; for D2, the "
+        "Of 5 defenses: D0, D3 and 1 more do not protect these images; with D1, this attack failed; for D2, the "
         "test decides nothing."
     )
 

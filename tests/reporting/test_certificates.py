@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from medpfl.core.experiments.limits import CERTIFICATE
+from medpfl.core.verdicts import LEAKS
 from medpfl.judging.types import Cell
-from medpfl.reporting.figures.selection import Certified, certified, finders
+from medpfl.reporting.figures.selection import Certified, certified, finders, unread, unread_lines
 from tests.reporting.made_up import LAPLACE, UNDEFENDED, cell, row
 from tests.reporting.test_pages import Page, assert_only_its_own_script, pages
 
@@ -120,3 +123,28 @@ def test_a_page_shows_an_ensemble_s_attacks_and_only_an_ensemble_s(tmp_path):
     shown = pages(tmp_path, [cell()], rows=updates("", found_by="<b>Own()</b>"))
     assert all("Found by: <b>Own</b> (2 images)" in Page(html).words for html in shown)
     assert all("Found by" not in html for html in pages(tmp_path, [cell()], rows=updates("")))
+
+
+def blind(*reasons, **more):
+    """Return the rows of updates of which nothing was read, for these reasons, with two images each."""
+    return [own for v, why in enumerate(reasons) for own in updates(*[""] * (v + 1), unread=why, **more)[2 * v :]]
+
+
+def test_reasons_why_nothing_was_read_are_counted_by_update_the_commonest_first():
+    assert unread(CELL, blind("", "noise", "dead", "noise")) == "3 of 4 updates (noise; dead)"
+    assert unread(CELL, blind("a", "b", "c", "d")) == "4 of 4 updates (a; b; c; ...)"
+    assert unread(CELL, blind("", "") + blind("noise", defense=LAPLACE) + blind("noise", control="random-update")) == ""
+
+
+def test_a_page_shows_them_and_the_terminal_where_the_verdict_is_inconclusive(tmp_path):
+    told = "Nothing was read of 1 of 2 updates (<b>noise</b>)."
+    shown = pages(tmp_path, [cell()], rows=blind("<b>noise</b>", ""))
+    assert all(told in Page(html).words for html in shown)
+    assert all("Nothing was read" not in html for html in pages(tmp_path, [cell()], rows=blind("")))
+    one = Cell(attack="iDLG()", defense=LAPLACE, knows_defense=False)
+    rows = blind("noise", defense=LAPLACE)
+    told = rows + blind("noise", defense=LAPLACE, grants=("defense",))
+    assert unread_lines([one, replace(one, knows_defense=True)], told) == [
+        "iDLG, LaplaceNoise(scale=0.01): nothing was read of 1 of 1 update (noise)"
+    ]
+    assert unread_lines([replace(one, union=replace(one.union, verdict=LEAKS))], rows) == []

@@ -71,6 +71,7 @@ def test_a_failed_attack_is_never_ranked_best():
         "the searches stopped at their budget": {**few, "flags": ["out-of-budget"]},
         "some images were not attacked": {**few, "flags": ["incomplete"]},
         "these attacks did not know the defense": {**few, "knows_defense": False},
+        "these attacks made no use of what the defense discloses": {**few, "flags": ["disclosure-unused"]},
     }  # fmt: skip
     for why, cell in cases.items():
         found = sentences(LEAKING, run(full(**cell)), run(full(read=9)))
@@ -82,8 +83,12 @@ def test_a_failed_attack_is_never_ranked_best():
         assert sentences(run(full(**cell)), LEAKING)[0] == "No two of these settings can be ranked."
     silent = {LAPLACE: {"changes": True, "silent": True}}
     assert "does not disclose what" in sentences(LEAKING, run(full(**few), disclosure=silent))[1]
-    naive_too = run(full(**few), full(**{**few, "knows_defense": False}))
+    naive = full(**{**few, "knows_defense": False})
+    naive_too = run(full(**{**few, "ssim": 0.5}), naive)
     assert sentences(LEAKING, naive_too)[0].startswith("The fewest images are exposed in run 2 with Laplace")
+    unused = run(full(**few), naive)
+    told = "these attacks made no use of what the defense discloses"
+    assert f"(scale=0.01) ({told})." in sentences(LEAKING, unused)[1], "both leak, with equal scores"
 
 
 def test_a_leak_may_be_the_most_exposed_setting_whatever_is_in_doubt():

@@ -103,6 +103,8 @@ def test_the_recommendation_says_its_price_and_what_still_leaks():
     assert "Left out: Permute (the verdict is inconclusive)." in beside
     telling = [POINTS[0], {**POINTS[1], "label_verdict": LEAKS}]
     assert "Labels still leak; no limit covers them." in sentences(telling, CHOSEN, SETTINGS)[1]
+    unchecked = [POINTS[0], {**POINTS[1], "flags": ["disclosure-unchecked"]}]
+    assert "was not checked (disclosure-unchecked)" in sentences(unchecked, CHOSEN, SETTINGS)[1]
     leaking = [POINTS[0], {**POINTS[1], "verdict": LEAKS}]
     assert "It meets this limit, but the audit's verdict is that it leaks." in sentences(leaking, CHOSEN, SETTINGS)[1]
 
@@ -145,6 +147,19 @@ def test_the_reason_for_an_inconclusive_verdict_is_said():
     assert advice.answer[0] == f"Unknown: {named}"
     assert "Leave out --attack" in advice.steps[0].text
     assert of_frontier(POINTS, {**chosen, "inconclusive": []}).answer[0].startswith("None of the settings")
+
+
+def test_searches_that_stopped_at_their_budget_are_not_said_to_fail():
+    chosen = {**CHOSEN, "defense": None, "state": "control failed"}
+    for flags, why, step in (
+        ([], "Unknown: these attacks do not work on this model even without a defense.", "Use attacks that work"),
+        (["out-of-budget"], "Not decided: the searches stopped at their budget before", "Let the searches run longer"),
+    ):
+        points = [{**POINTS[0], "flags": flags}, *POINTS[1:]]
+        advice = of_frontier(points, chosen)
+        assert advice.answer[0].startswith(why)
+        assert advice.steps[0].text.startswith(step)
+        assert ("nothing is decided" in sentences(points, chosen, SETTINGS)[1]) is bool(flags)
 
 
 def test_what_the_intervals_are_of_is_said():

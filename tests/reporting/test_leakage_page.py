@@ -118,7 +118,7 @@ def test_the_leak_says_which_attacker():
 def test_an_inconclusive_audit_names_its_flags_and_no_leak(read):
     cells = [at(0, NO_LEAK, read=0), at(1, INCONCLUSIVE, read=read, flags=["control-failed"])]
     said = sentence(cells)
-    assert "inconclusive for rounds 1: these attacks fail" in said
+    assert "inconclusive for round 1: this attack fails" in said
     assert "(flags: control-failed)" in said
     assert "leaks most" not in said
 

@@ -79,7 +79,7 @@ def test_another_attack_is_advised_only_where_it_could_change_a_verdict(verdict,
     assert (text in [step.text for step in answered(summary, settings).steps]) is advised
 
     class Report:
-        pages, classes = (), ()
+        pages, classes, rows = (), (), ()
 
         def verdict(self):
             return "a", "b"

@@ -52,7 +52,7 @@ def said(over):
 
 def test_the_words_say_in_which_cases_the_leak_stays_gets_weaker_ends_or_is_unclear():
     told = said(MIXED)
-    assert f"In the most favorable case for an attacker ({ASSUMED}), these attacks reconstructed 24 of 24" in told[0]
+    assert f"In the most favorable case for an attacker ({ASSUMED}), this attack reconstructed 24 of 24" in told[0]
     assert told[1] == "The leak stays with 4 images in a batch."
     assert told[2] == ("It is weaker, but still there, with 8 images in a batch (12 % reconstructed instead of 100 %).")
     assert told[3] == "It is no longer found with train mode (0 % reconstructed instead of 100 %)."

@@ -58,8 +58,8 @@ CASES = {
         [LEAK, cell(defense=LAPLACE, **SAFE)],
         {},
         FIRST,
-        "With LaplaceNoise(scale=0.01), no leak was found: with 95 % confidence, these attacks reconstruct "
-        "fewer than 20 % of images and re-identify fewer than 20 % beyond chance (here: reconstructed none of 24 "
+        "With LaplaceNoise(scale=0.01), no leak was found: with 95 % confidence, this attack reconstructs "
+        "fewer than 20 % of images and re-identifies fewer than 20 % beyond chance (here: reconstructed none of 24 "
         "images, re-identified none). A failed attack does not show that the defense is safe.",
     ),
     "the defense leaks": (
@@ -72,11 +72,11 @@ CASES = {
     "the control failed": (
         [cell(**UNSURE), cell(defense=LAPLACE, **UNSURE)],
         {},
-        f"Without a defense, these attacks reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). They "
-        "do not work here, so this test says nothing about safety. Try: medpfl check-model; --mode eval; "
+        f"Without a defense, this attack reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). It "
+        "does not work here, so this test says nothing about safety. Try: medpfl check-model; --mode eval; "
         "--batch-size 1.",
         "With LaplaceNoise(scale=0.01), a curious server reconstructed none of 24 images (0 %, 95 % interval "
-        f"0{DASH}14 %). This is inconclusive: these attacks fail here even without a defense.",
+        f"0{DASH}14 %). This is inconclusive: this attack fails here even without a defense.",
     ),
     "attacks that did not know the defense": (
         [LEAK, cell("DLG()", **UNSURE), *(cell(a, LAPLACE, read=0, verdict=INCONCLUSIVE, flags=[f]) for a, f in NAIVE)],
@@ -90,7 +90,7 @@ CASES = {
         [cell(read=5, verdict=INCONCLUSIVE, flags=["prior-only"])],
         {},
         f"Without a defense, a curious server reconstructed 5 of 24 images (21 %, 95 % interval 7{DASH}42 %). "
-        "This is inconclusive: a guess made without the update does as well as these attacks.",
+        "This is inconclusive: a guess made without the update does as well as this attack.",
         NO_DEFENSE,
     ),
     "no update": (
@@ -116,14 +116,14 @@ CASES = {
         [cell(defense=LAPLACE, control_asr=0.79, **SAFE)],
         {},
         "Without a defense, iDLG reconstructs 79 % of the images.",
-        "With LaplaceNoise(scale=0.01), no leak was found: with 95 % confidence, these attacks reconstruct "
-        "fewer than 20 % of images and re-identify fewer than 20 % beyond chance (here: reconstructed none of 24 "
+        "With LaplaceNoise(scale=0.01), no leak was found: with 95 % confidence, this attack reconstructs "
+        "fewer than 20 % of images and re-identifies fewer than 20 % beyond chance (here: reconstructed none of 24 "
         "images, re-identified none). A failed attack does not show that the defense is safe.",
     ),
     "no control at all": (
         [cell(defense=LAPLACE, read=24)],
         {},
-        "No attack was run without a defense, so it is unknown whether these attacks work here at all.",
+        "No attack was run without a defense, so it is unknown whether this attack works here at all.",
         "With LaplaceNoise(scale=0.01), a curious server still reconstructed 24 of 24 images (100 %, 95 % "
         f"interval 86{DASH}100 %) with iDLG. This defense does not protect these images.",
     ),
@@ -151,11 +151,11 @@ CASES = {
     "a recorded update, and the control failed": (
         [cell(**UNSURE), cell(defense="Recorded()", **UNSURE)],
         {"record": {"difference": 1e-7}},
-        f"Without a defense, these attacks reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). They "
-        "do not work here, so this test says nothing about safety. Try: medpfl check-model; other attacks (--attack); "
-        "their images under an easier plan (medpfl audit IMAGES --model MODEL --mode eval --batch-size 1).",
+        f"Without a defense, this attack reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). It "
+        "does not work here, so this test says nothing about safety. Try: medpfl check-model; other attacks "
+        "(--attack); their images under an easier plan (medpfl audit IMAGES --model MODEL --mode eval --batch-size 1).",
         f"From the recorded update, a curious server reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). "
-        "This is inconclusive: these attacks fail here even without a defense.",
+        "This is inconclusive: this attack fails here even without a defense.",
     ),
     "an active server": (
         [LEAK],
@@ -174,7 +174,7 @@ CASES = {
         {},
         FIRST,
         "No leak was found with any of the 3 defenses, for example LaplaceNoise(scale=0.01) (reconstructed none of 24 "
-        "images): with 95 % confidence, these attacks reconstruct fewer than 20 % of images and re-identify fewer "
+        "images): with 95 % confidence, this attack reconstructs fewer than 20 % of images and re-identifies fewer "
         "than 20 % beyond chance. This does not show that the images are safe.",
     ),
     "many: all leak": (
@@ -187,7 +187,7 @@ CASES = {
     "the control's searches had too small a budget": (
         [cell(verdict="inconclusive", read=0, flags=["control-failed", "out-of-budget"])],
         {},
-        f"Without a defense, these attacks reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). The "
+        f"Without a defense, this attack reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). The "
         "searches stopped at their budget, so this test says nothing about safety. Try: longer searches (--minutes); "
         "medpfl check-model; --mode eval; --batch-size 1.",
         "No defense was tested. Add one with --defense.",
@@ -195,10 +195,10 @@ CASES = {
     "many: all unsure": (
         [cell(**UNSURE), cell(defense=LAPLACE, **UNSURE), cell(defense=TOPK, **UNSURE)],
         {},
-        f"Without a defense, these attacks reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). They "
-        "do not work here, so this test says nothing about safety. Try: medpfl check-model; --mode eval; "
+        f"Without a defense, this attack reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). It "
+        "does not work here, so this test says nothing about safety. Try: medpfl check-model; --mode eval; "
         "--batch-size 1.",
-        "The results for all 2 defenses are inconclusive: these attacks fail here even without a defense.",
+        "The results for both defenses are inconclusive: this attack fails here even without a defense.",
     ),
     "many: of each kind": (
         [
@@ -212,9 +212,9 @@ CASES = {
         FIRST,
         "2 of 4 defenses still leak, the most with GaussianNoise(scale=0.1) (reconstructed 18 of 24 images) and the "
         "least with LaplaceNoise(scale=0.01) (reconstructed 12 of 24 images). No leak was found with TopK(keep=0.1) "
-        "(reconstructed none of 24 images): with 95 % confidence, these attacks reconstruct fewer than 20 % of images "
-        "and re-identify fewer than 20 % beyond chance. This does not show that the images are safe. "
-        "Inconclusive for Sign (reconstructed none of 24 images): these attacks fail here even without a defense.",
+        "(reconstructed none of 24 images): with 95 % confidence, this attack reconstructs fewer than 20 % of images "
+        "and re-identifies fewer than 20 % beyond chance. This does not show that the images are safe. "
+        "Inconclusive for Sign (reconstructed none of 24 images): this attack fails here even without a defense.",
     ),
 }
 
@@ -263,11 +263,28 @@ def test_the_strongest_attack_and_each_defense_decide():
     assert "1 of 2 defenses still leaks" in sentences([cell(defense=LAPLACE), cell(defense=SIGN, **SAFE)], {})[1]
 
 
+def test_it_is_said_if_the_use_of_a_disclosure_was_not_checked():
+    told = "Whether this attack used what it knew of the defense was not checked, since it was not run without it"
+    lone = cell(defense=LAPLACE, **SAFE, knows_defense=True, flags=["disclosure-unchecked"])
+    assert f"{told} (disclosure-unchecked)." in sentences([LEAK, lone], {})[1]
+    assert sentences([LEAK, lone, {**lone, "defense": SIGN}], {})[1].endswith(f". {told} (disclosure-unchecked).")
+    checked = cell("A()", defense=LAPLACE, **SAFE, knows_defense=True)
+    assert "disclosure-unchecked" not in sentences([LEAK, lone, checked], {})[1], "one attack that used it is enough"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_single_attack_is_never_called_several(case):
+    summary, settings, *_ = CASES[case]
+    if len({one["attack"] for one in summary}) == 1:
+        assert not re.search(r"attacks (?!\(--)|\b[Tt]hey\b", " ".join(sentences(summary, settings)))
+
+
 def test_every_flag_is_explained():
     assert set(FLAGS) == {
         "control-failed",
         "control-low",
         "control-weak",
+        "disclosure-unchecked",
         "disclosure-unused",
         "incomplete",
         "masked-vector",
@@ -295,13 +312,13 @@ def test_what_only_attacks_that_know_the_defense_read_is_said():
     told = cell(defense=LAPLACE, read=12, knows_defense=True, false_security_asr=0.5)
     _, second = sentences([cell(), naive, told], {})
     assert "with iDLG, adaptive. This defense" in second
-    assert second.endswith("; attacks that did not know it seemed to fail.")
+    assert second.endswith("; an attack that did not know it seemed to fail.")
     _, second = sentences([cell(), {**naive, "verdict": "leaks", "read": 5}, told], {})
     assert "seemed to fail" not in second
     other = "TopK(keep=0.1)"
     _, second = sentences([cell(), naive, told, cell(defense=other, read=10)], {})
     assert f"seemed to fail against {LAPLACE}" in second
-    held = {**told, "verdict": "no leak found by these attacks", "flags": []}
+    held = {**told, "verdict": NO_LEAK, "flags": []}
     assert "no leak was found" in sentences([cell(), naive, held], {})[1], "the adaptive attack has the word"
 
 

@@ -25,6 +25,7 @@ from medpfl.attacks.optimize.stacks import variables_like
 from medpfl.attacks.rgap import RGAP
 from medpfl.core import progress
 from medpfl.core.errors import InputError, check_positive
+from medpfl.core.experiments.limits import plain_ascii
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack
 from medpfl.core.types import Batch, Ended, Observation, Reconstruction, Weights
@@ -131,6 +132,7 @@ class DeepRGAP(Attack):
         guesses = like.new_full((len(seen), 1, *seen.image_shape), _GRAY)
         steps, evaluations = torch.zeros(2, len(seen), dtype=torch.long)
         ended: list[Ended] = ["stalled" if one else "nonfinite" for one in finite]
+        unread = [_unread(graph, *pair) for pair in zip(read, finite, strict=True)]
         with progress.part(0.5, 1.0):
             for rim, victims in _alike(graph, read):
                 targets = {k: torch.stack([read[v].known[k] for v in victims.tolist()]).to(like) for k in rim}
@@ -143,7 +145,7 @@ class DeepRGAP(Attack):
         for v, (why, distance) in enumerate(zip(ended, loss.tolist(), strict=True)):
             if why == "converged" and not distance < _EXPLAINED:  # the recovered values were wrong
                 ended[v] = "stalled"
-        return Reconstruction(guesses, classes, loss, steps, evaluations + 1, tuple(ended))
+        return Reconstruction(guesses, classes, loss, steps, evaluations + 1, tuple(ended), unread=tuple(unread))
 
     def _images(
         self, graph: Graph, targets: dict[Node, Tensor], band: Band, generator: torch.Generator
@@ -162,6 +164,15 @@ class DeepRGAP(Attack):
             start = start + _NOISE * torch.randn(start.shape, generator=generator).to(start)
         found = LBFGS(tolerance=self.tolerance, patience=50).minimize(front, start, self.steps)
         return front.images(found.z), found
+
+
+def _unread(graph: Graph, read: Peeled, finite: bool) -> str:
+    """Return why nothing was read of an update; ``""`` if something was."""
+    if not finite:
+        return "the update holds values that are not finite"
+    if read.rim(graph):
+        return ""
+    return plain_ascii(read.reasons[0] if read.reasons else "all recovered values are behind dead layers")
 
 
 def _alike(graph: Graph, read: list[Peeled]) -> Iterator[tuple[tuple[Node, ...], Tensor]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from medpfl.attacks.optimize.optimizer import Solution
 from medpfl.attacks.optimize.stacks import variables_like
 from medpfl.core import progress
 from medpfl.core.errors import InputError, check_positive
-from medpfl.core.messages import log
+from medpfl.core.experiments.limits import plain_ascii
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack
 from medpfl.core.types import Ended, Observation, Reconstruction, Tensors, View
@@ -49,6 +50,13 @@ class _Read:
     labels: Tensor
     search: Solution
     certificate: str
+
+
+class _Unread(NamedTuple):
+    """Why nothing was read of an update."""
+
+    ended: Ended
+    why: str
 
 
 @dataclass(frozen=True, repr=False)
@@ -109,13 +117,14 @@ class Separation(Attack):
         labels = torch.zeros(len(seen), seen.num_images, dtype=torch.long, device=like.device)
         steps, evaluations = torch.zeros(2, len(seen), dtype=torch.long)
         ended: list[Ended] = []
-        certificates: list[str] = [""] * len(seen)
+        certificates, unread = [""] * len(seen), [""] * len(seen)
         for v in range(len(seen)):
             with progress.part(v / len(seen), (v + 1) / len(seen)):
                 own = torch.Generator().manual_seed(int(torch.randint(2**62, (1,), generator=generator)))
                 found = self._read(seen, graph, batches, v, own)
             if not isinstance(found, _Read):
-                ended.append(found)
+                ended.append(found.ended)
+                unread[v] = plain_ascii(found.why)
                 continue
             guesses[v], labels[v] = found.images.to(like), found.labels.to(labels)
             steps[v], evaluations[v] = found.search.steps[0], found.search.evaluations[0]
@@ -124,20 +133,28 @@ class Separation(Attack):
         guesses = guesses.clamp(0, 1)
         _, loss = judged(seen, guesses, labels if seen.labels is None else None)
         return Reconstruction(
-            guesses, labels, loss, steps, evaluations + 1, tuple(ended), certificates=tuple(certificates)
+            guesses,
+            labels,
+            loss,
+            steps,
+            evaluations + 1,
+            tuple(ended),
+            certificates=tuple(certificates),
+            unread=tuple(unread),
         )
 
-    def _read(self, seen: Observation, graph: Graph, batches: int, v: int, generator: torch.Generator) -> _Read | Ended:
+    def _read(
+        self, seen: Observation, graph: Graph, batches: int, v: int, generator: torch.Generator
+    ) -> _Read | _Unread:
         """Return what was read of a victim's update, or why nothing was."""
         view = seen.views[0]
         sent, moved = _gradients(view, v), any(plan.steps > 1 for plan in view.plans)
         if not all(bool(t.isfinite().all()) for t in sent.values()):
-            return "nonfinite"
+            return _Unread("nonfinite", "the update holds values that are not finite")
         try:
             begun = separated_start(graph, sent, batches, moved)
         except InputError as error:
-            log(f"{self!r}: nothing was read: {error}")
-            return "stalled"
+            return _Unread("stalled", str(error))
         if batches > 1 or moved:
             labels = torch.cat([start.pull.argmin(1) for start in begun.starts])
             gray = begun.start.value.new_full((len(labels), *seen.image_shape), _GRAY)

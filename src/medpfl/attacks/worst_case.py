@@ -22,6 +22,7 @@ from medpfl.attacks.rgap import RGAP
 from medpfl.attacks.separation import Separation
 from medpfl.core import progress
 from medpfl.core.errors import InputError
+from medpfl.core.experiments.limits import plain_ascii
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack
 from medpfl.core.types import Ended, Observation, Reconstruction
@@ -208,6 +209,7 @@ class _Guesses:
         self.steps, self.evaluations = torch.zeros(2, *shape, dtype=torch.long)
         self.ended: list[list[Ended]] = [["nonfinite"] * members for _ in range(len(seen))]
         self.certificates = [[""] * members for _ in range(len(seen))]
+        self.unread: list[list[str]] = [[] for _ in range(len(seen))]
         self.names = [""] * members
         self.engine, self.traces = "loop", dict[int, tuple[Tensor, Tensor]]()
 
@@ -240,6 +242,8 @@ class _Guesses:
         for a, v in enumerate(victims.tolist()):
             self.ended[v][member] = made.ended[a]
             self.certificates[v][member] = made.certificates[a] if made.certificates else ""
+            if made.unread and made.unread[a]:
+                self.unread[v].append(f"{name}: {made.unread[a]}")
 
     def _trace(self, members: Tensor) -> Tensor | None:
         """Return the iterates (V, T, N, C, H, W) of a member (V,) for each victim, if iterates are kept.
@@ -271,7 +275,9 @@ class _Guesses:
         rows, best = torch.arange(len(order)), order[:, 0]
         order = torch.where(self.loss.gather(1, order).isinf(), best[:, None], order)  # members that did not run
         ended = [self.ended[v][m] for v, m in enumerate(best.tolist())]
+        unread = [""] * len(order)
         for v in self.unexplained.tolist():
+            unread[v] = plain_ascii("; ".join(self.unread[v]))
             if self.solvers == order.shape[1] - 1 or "out_of_budget" in self.ended[v]:
                 ended[v] = "out_of_budget"
         return Reconstruction(
@@ -286,4 +292,5 @@ class _Guesses:
             candidates=self.images[rows[:, None], order],
             certificates=tuple(self.certificates[v][m] for v, m in enumerate(best.tolist())),
             found_by=tuple(self.names[m] for m in best.tolist()),
+            unread=tuple(unread),
         )

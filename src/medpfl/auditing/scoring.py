@@ -93,6 +93,7 @@ class Scorer:
                 "ended": guess.ended[v],
                 "certificate": guess.certificates[v] if guess.certificates else "",
                 "found_by": guess.found_by[v] if guess.found_by else "",
+                "unread": guess.unread[v] if guess.unread else "",
                 "flags": flags,
                 "seconds": each,
             }

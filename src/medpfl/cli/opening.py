@@ -23,6 +23,8 @@ __all__ = ["opening"]
 
 _FEW = 6
 _STANDARD = "analytic attacks"
+_RECORD = ".safetensors"
+"""Suffix of a recorded update, and of a pattern that finds several."""
 
 
 def opening(asked: object) -> str:
@@ -48,7 +50,8 @@ def _of_audit(asked: Experiment) -> str:
     if asked.realism:
         return _of_realism(asked)
     several = f", in rounds {asked.rounds}" if asked.rounds else ""
-    images = "its images" if asked.truth else _images(asked.victims.images, asked.plan)
+    # A record has the images of its training, whatever --images says.
+    images = "its images" if asked.truth or asked.data.endswith(_RECORD) else _images(asked.victims.images, asked.plan)
     attacks = _attacks(asked.attack) if asked.attack else _standard(asked.run.minutes)
     return f"audit of {asked.model}{several} with {_data(asked.data)}: {images}, {attacks}, {_defenses(asked.defense)}"
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from time import monotonic
 from typing import Any
 
 from jsonargparse import Namespace
@@ -13,6 +15,7 @@ from medpfl.cli.opening import opening
 from medpfl.core.errors import InputError
 from medpfl.core.messages import say
 from medpfl.core.progress import phase
+from medpfl.runs.outlook import Outlook
 from medpfl.runs.pulse import pulsing
 
 __all__ = ["LOADING", "check_pdf", "planned", "result_printed", "working"]
@@ -41,10 +44,12 @@ def check_pdf(given: Namespace) -> None:
     check_chromium()
 
 
-def planned(given: Namespace, plan: Callable[[], Any], asked: object) -> int:
+def planned(given: Namespace, plan: Callable[[], Outlook], asked: object) -> int:
     """Print a plan for ``--dry-run``, and return the exit status."""
+    began = monotonic()
     with working(asked, given.quiet):
         found = plan()
+    found = replace(found, setup=found.setup + monotonic() - began)  # the command loads, checks and times as well
     if given.json:
         print_json({**found.to_dict(), "status": 0})
     else:

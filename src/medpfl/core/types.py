@@ -219,6 +219,8 @@ class Reconstruction:
             may be empty. ``()``: the attack gives none.
         found_by: V names of the attacks behind the guesses, for an attack that chooses among those of several. Each
             obeys the rules of a certificate. ``()``: the attack runs no other.
+        unread: V reasons why the attack read nothing of an update, by the same rules; ``""`` if it read something.
+            ``()``: the attack states none.
     """
 
     guesses: Tensor
@@ -232,6 +234,7 @@ class Reconstruction:
     trace: Tensor | None = None
     certificates: tuple[str, ...] = ()
     found_by: tuple[str, ...] = ()
+    unread: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for one in fields(self):  # a search may end with tensors that still require gradients
@@ -262,6 +265,8 @@ class Finding:
         certificate: the attack's reason to be sure of its reading, the same for all images in the update; ``""`` if it
             gives none. Rows of older versions lack it.
         found_by: the attack behind the guess, if the row's attack chose among several; otherwise ``""``, as in rows of
+            older versions.
+        unread: why the attack read nothing of the update; ``""`` if it read something or does not say, as in rows of
             older versions.
     """
 
@@ -301,6 +306,7 @@ class Finding:
     date: str
     certificate: str = ""
     found_by: str = ""
+    unread: str = ""
 
     @property
     def knows_defense(self) -> bool:

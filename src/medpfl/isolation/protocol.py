@@ -197,8 +197,7 @@ def reconstruction_from(message: Message, received: Received) -> Reconstruction:
     return Reconstruction(
         ended=_ended(message.head.get("ended"), victims),
         engine=_engine(message.head.get("engine")),
-        certificates=_texts("certificates", message.head.get("certificates", []), victims),
-        found_by=_texts("found_by", message.head.get("found_by", []), victims),
+        **{name: _texts(name, message.head.get(name, []), victims) for name in TEXTS},  # type: ignore[arg-type]
         **{name: tensors.get(name) for name in _FIELDS},  # type: ignore[arg-type]  (required ones were checked)
     )
 

@@ -261,7 +261,10 @@ def _judged(key: _Key, tested: Mapping[_Key, Tested], found: _Rows, context: Con
         *(["record-mismatch"] if mismatch else []),
     ]
     qualified = sound and not mismatch
-    return _Judged(verdict_of(cell.leaks_by, qualified, limits), tuple(flags), qualified)
+    verdict = verdict_of(cell.leaks_by, qualified, limits)
+    if verdict == NO_LEAK and context.informed(defense, key[2]) and (*key[:2], False) not in found.cells:
+        flags.append("disclosure-unchecked")
+    return _Judged(verdict, tuple(flags), qualified)
 
 
 def _reason(key: _Key, tested: Mapping[_Key, Tested], found: _Rows, context: Context) -> str | None:

@@ -10,7 +10,7 @@ import torch
 
 from medpfl.core.errors import InputError
 from medpfl.core.types import Tensors
-from medpfl.recording.causes import PLAN
+from medpfl.recording.causes import PLAN, SWAPPED
 from medpfl.recording.check import DRAWS, EQUAL, Case, Cause, Check, acting_in, from_checkpoints, is_zero
 from medpfl.recording.contradictions import looked
 from medpfl.recording.diagnosis import BUFFERS, best, buffer_cause, diagnose, length_cause, order_cause
@@ -58,7 +58,7 @@ def _drawn(case: Case, made: Sequence[Replayed], difference: float, tolerance: f
     """Return the check if replays differ by draws that are unknown."""
     sent, spread, look = case.record.update.tensors, spread_of(made), looked(case.record, case.network, case.truth)
     if look.wrong is not None and look.counted:
-        return Check("wrong", difference, spread, look.wrong)
+        return Check("wrong", difference, spread, _confirmed(case, difference, look.wrong))
     if far := _is_far(sent, made, tolerance):
         made = [*made, *_unshuffled(case)]  # a client may also take its images in their own order, or class by class
         difference, spread = min(gap(sent, one.tensors) for one in made), spread_of(made)
@@ -68,6 +68,14 @@ def _drawn(case: Case, made: Sequence[Replayed], difference: float, tolerance: f
     if (other := order_cause(case, difference) or _short(case, made)) is not None:
         return Check("wrong", difference, spread, other)
     return Check("unverified", difference, spread, facts=look.facts, open=(_unknown(case, difference, spread),))
+
+
+def _confirmed(case: Case, difference: float, wrong: Cause) -> Cause:
+    """Return a contradiction of counters; only the order, if a replay from the other state confirms it."""
+    order = order_cause(case, difference) if wrong.text.startswith(SWAPPED.text) else None
+    return (
+        wrong if order is None else replace(SWAPPED, text=f"{SWAPPED.text}, as batch norm's counters and replays agree")
+    )
 
 
 def _unknown(case: Case, difference: float, spread: float) -> str:

@@ -24,6 +24,11 @@ from medpfl.recording.tracing import Trace, traced
 
 __all__ = ["Look", "looked"]
 
+_TURNED = Cause(
+    f"{SWAPPED.text}, or of different trainings",
+    f"{SWAPPED.remedy}, and both of the same client's training in the same run and round",
+)
+"""The cause of a counter that decreases: it tells which state is the older one, not that both are of one training."""
 _SLACK = 1e-3
 """Share of a bound by which rounding may exceed it."""
 
@@ -120,7 +125,7 @@ def _counted(record: Record, name: str, before: float, after: float, calls: int)
     said = f"the counter '{name}' says {counted(steps, 'step')}, the record's plan {expected}"
     if steps < 0:
         other = Cause("the weights before the training are those of a later round", "record those that the client got")
-        cause = SWAPPED if from_checkpoints(record) else other
+        cause = _TURNED if from_checkpoints(record) else other
         yield replace(cause, text=f"{cause.text} ({said})")
         return
     yield Cause(_steps_cause(record, steps, expected, said), PLAN)

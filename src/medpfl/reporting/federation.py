@@ -15,7 +15,7 @@ from medpfl.core.messages import counted
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK, RECORDED, UNDEFENDED
 from medpfl.judging.summary import by_defense
 from medpfl.judging.types import Cell, Union
-from medpfl.reporting.phrases import Cells, bounded, by, counts, extent, hits, reason
+from medpfl.reporting.phrases import Cells, bounded, by, counts, extent, hits, in_number, reason
 from medpfl.reporting.tables import SHORT
 from medpfl.reporting.words import DASH, brief, percent, percents
 
@@ -157,7 +157,8 @@ def sentences(over: Overview) -> list[tuple[str | None, str]]:
     bare = [cell for cell in over.summary if cell.defense == UNDEFENDED]
     if bare:
         made.append((None, f"The same trainings without a defense: these attacks {counts(bare[0].union)}."))
-    return made + [(None, text) for text in _missing(over)]
+    made += [(None, text) for text in _missing(over)]
+    return [(outcome, in_number(text, over.summary)) for outcome, text in made]
 
 
 def _pooled(over: Overview) -> str:

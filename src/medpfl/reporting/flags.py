@@ -71,6 +71,11 @@ FLAGS = {
         "An attack that uses the disclosure may succeed where this one failed. "
         "Leave out --attack, or run Posterior or iDLG, which use it.",
     ),
+    "disclosure-unchecked": Flag(
+        "no leak was found by an attack that knew what the defense discloses and was not run without this knowledge",
+        "Whether the attack used what it knew is not shown, since there is nothing to compare with. "
+        "Audit again without --grant defense, so that it is run both ways.",
+    ),
     "prior-only": Flag(
         "the guesses are no better than the mean image, the nearest other image, or the same attack on a random update",
         "The resemblance comes from what such images have in common, not from the update. "

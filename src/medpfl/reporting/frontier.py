@@ -58,6 +58,11 @@ def _advice(points: Mapping[str, Point], chosen: Json) -> str:
             f"guessing reaches {percent(chance)}. {remedy}, or with other settings."
         )
     if chosen["state"] == "control failed":
+        if "out-of-budget" in next(iter(points.values()))["flags"]:
+            return (
+                f"Nothing is recommended: nothing is decided. Even without a defense, the searches stopped at their "
+                f"budget before they exceeded {limit} with 95 % confidence. Let them run longer (--minutes)."
+            )
         return (
             f"Nothing is recommended: even without a defense, these attacks do not exceed {limit} with 95 % "
             "confidence, so a defense that meets the limit proves nothing. A failed attack does not mean safety. Try "
@@ -77,6 +82,8 @@ def _advice(points: Mapping[str, Point], chosen: Json) -> str:
     bound = f" (epsilon {epsilons(best['epsilon'], ' and ', ' for one {}')})" if best["epsilon"] else ""
     also = " It meets this limit, but the audit's verdict is that it leaks." if best["verdict"] == "leaks" else ""
     also += " Labels still leak; no limit covers them." if best["label_verdict"] == "leaks" else ""
+    if "disclosure-unchecked" in best["flags"]:
+        also += " Whether the attacks used what they knew of the defense was not checked (disclosure-unchecked)."
     return (
         f"Recommended under {limit}: {label(best['defense'])}{bound}. It costs the least accuracy: {_price(best)} The "
         f"strongest attack still reconstructs {_rate(best, 'asr', chosen)} of the images, with a mean SSIM of "

@@ -13,7 +13,7 @@ from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, NO_LEAK
 from medpfl.judging.types import Cell
 from medpfl.reporting.figures.svg import COLORS, inline
 from medpfl.reporting.figures.training import canvas, legend, marks
-from medpfl.reporting.phrases import reason, strength, trials
+from medpfl.reporting.phrases import in_number, reason, strength, trials
 from medpfl.reporting.tables import SHORT, fold
 from medpfl.reporting.words import attacker, known, label, number, percent, percents, shorten, similarity
 
@@ -54,7 +54,11 @@ def sentence(summary: RoundCells) -> str:
     """
     if not summary:
         return "Nothing was audited: no attack has finished."
-    where = f"Among the models of rounds {_rounds(summary)}"
+    return in_number(_sentence(summary), [one.cell for one in summary])
+
+
+def _sentence(summary: RoundCells) -> str:
+    where = f"Among the models of {_rounds(summary)}"
     if leaking := [one for one in summary if LEAKS in (one.cell.verdict, one.cell.union.verdict)]:
         best = max(leaking, key=lambda one: strength(one.cell))
         alike = sorted({one.round for one in leaking if _said(one.cell) == _said(best.cell)})
@@ -71,12 +75,13 @@ def sentence(summary: RoundCells) -> str:
     if unsure := [one for one in summary if one.cell.union.verdict != NO_LEAK]:
         flags = ", ".join(dict.fromkeys(flag for one in unsure for flag in one.cell.flags))
         why = f"{reason(_first_group(unsure))}{f' (flags: {flags})' if flags else ''}"
-        return f"{where}, no leak was found, but the result is inconclusive for rounds {_rounds(unsure)}: {why}."
+        return f"{where}, no leak was found, but the result is inconclusive for {_rounds(unsure)}: {why}."
     return f"{where}, no leak was found by these attacks. This does not mean that they are safe."
 
 
 def _rounds(cells: RoundCells) -> str:
-    return ", ".join(str(number) for number in sorted({one.round for one in cells}))
+    numbers = sorted({one.round for one in cells})
+    return f"round{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
 
 
 def _first_group(cells: RoundCells) -> list[Cell]:

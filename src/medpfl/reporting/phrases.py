@@ -23,6 +23,7 @@ __all__ = [
     "grouped",
     "hits",
     "images_needed",
+    "in_number",
     "is_recorded",
     "labels",
     "reason",
@@ -66,6 +67,39 @@ REASONS = {
     "nonfinite": "the attacks ended in numbers that are not finite",
     "not-converged": "the attacks stopped before they converged",
 }
+
+
+_OF_ONE = {
+    r"([Tt])hese attacks (only )?(expose|fail|reconstruct|work)\b": r"\1his attack \2\3s",
+    r"these attacks only re-identify (.*?) and reconstruct\b": r"this attack only re-identifies \1 and reconstructs",
+    r"\b([Tt])hese attacks do not\b": r"\1his attack does not",
+    r"\b([Tt])hese attacks\b": r"\1his attack",
+    r"\b([Aa])ttacks that did not know\b": r"\1n attack that did not know",
+    r"\battacks that were run\b": "attack that was run",
+    r"\bthe attacks (stopped|ended)\b": r"the attack \1",
+    r"(attack .*?%.*?) and re-identify fewer\b": r"\1 and re-identifies fewer",
+    r"(attack that was run: .*?)\bthey expose\b": r"\1it exposes",
+    r"([Tt]his attack [^.]*?)\bthey (made|did|knew|converged)\b": r"\1it \2",
+    r"(the attack stopped before )they": r"\1it",
+    r"([Tt]his attack [^.]*?)\bthey expose\b": r"\1it exposes",
+    r"\bThey do not work here\b": "It does not work here",
+    r"\bnone was run without it\b": "it was not run without it",
+}
+"""Sentences on several attacks, as patterns, and the same on one."""
+
+
+def in_number(text: str, cells: Cells) -> str:
+    """Return a text on attacks in the singular if the cells hold a single one.
+
+    >>> one = [Cell(attack="iDLG()", defense="QSGD()", knows_defense=knows) for knows in (False, True)]
+    >>> in_number("These attacks fail here, but they did not know the defense.", one)
+    'This attack fails here, but it did not know the defense.'
+    """
+    if len({cell.attack for cell in cells}) != 1:
+        return text
+    for several, single in _OF_ONE.items():
+        text = re.sub(several, single, text)
+    return text
 
 
 def strength(cell: Cell) -> tuple[float, float, float]:

@@ -13,9 +13,11 @@ from medpfl.core.experiments.groups import UNLABELED
 from medpfl.core.experiments.settings import Json, Settings
 from medpfl.core.messages import PRIVATE_FOLDER, SHARE_FOLDER, may_show, told
 from medpfl.core.rounds import Round
+from medpfl.core.types import Finding
 from medpfl.judging.types import Cell
 from medpfl.reporting.federation import Overview as Federated
 from medpfl.reporting.federation import federation_table, sentences
+from medpfl.reporting.figures.selection import unread_lines
 from medpfl.reporting.frontier import frontier_table, how_to_read, legend
 from medpfl.reporting.leakage import RoundCell, leakage_table
 from medpfl.reporting.masks import mask_lines
@@ -52,6 +54,8 @@ class Audited(Written, Protocol):
 
     @property
     def summary(self) -> Sequence[Cell]: ...
+    @property
+    def rows(self) -> Sequence[Finding]: ...
     @property
     def settings(self) -> Settings: ...
     @property
@@ -130,6 +134,8 @@ def print_audit(report: Audited, quiet: bool) -> None:
         console.print(terminal_table(report.summary))
         for line in [*patient_lines(report.summary), *mask_lines(report.summary)]:
             console.print(line, markup=False, highlight=False)
+        for line in unread_lines(report.summary, report.rows):
+            console.print(line, style="dim", markup=False, highlight=False, soft_wrap=True)
         if similarity := similarity_without_update(report.summary):
             console.print(similarity, style="dim", markup=False, highlight=False)
         for note in report.settings.notes:

@@ -21,6 +21,7 @@ from medpfl.reporting.phrases import (
     example,
     extent,
     hits,
+    in_number,
     is_recorded,
     labels,
     reason,
@@ -43,6 +44,11 @@ def verdict_sentences(summary: Cells, settings: Settings) -> tuple[str, str]:
     """
     if not summary:
         return "No attack has finished.", "There is no result for these images yet."
+    first, second = _sentences(summary, settings)
+    return in_number(first, summary), in_number(second, summary)
+
+
+def _sentences(summary: Cells, settings: Settings) -> tuple[str, str]:
     bare, groups = _split(_named(summary))
     recorded = bool(groups) and groups[0][0].defense == label(RECORDED)
     first = _undefended(bare, settings) if bare else _no_control(summary)
@@ -117,10 +123,23 @@ def _one(cells: Cells, settings: Settings) -> str:
 _NOT_SAFE = "A failed attack does not show that the defense is safe."
 
 
+_UNCHECKED = (
+    "Whether these attacks used what they knew of the defense was not checked, since none was run without it "
+    "(disclosure-unchecked)"
+)
+
+
+def _is_unchecked(cells: Cells) -> bool:
+    """Return True if no attack whose failure counts was compared with itself without the defense's disclosure."""
+    holding = [cell for cell in cells if cell.verdict == NO_LEAK]
+    return bool(holding) and all("disclosure-unchecked" in cell.flags for cell in holding)
+
+
 def _without_leak(opening: str, cells: Cells, settings: Settings) -> str:
     """Return the statement for a result of *no leak found* or *inconclusive*."""
     if _state(cells) == NO_LEAK:
-        return f"{opening}, no leak was found: {bounded(cells[0].union)}. {_NOT_SAFE}{labels(cells)}"
+        unchecked = f" {_UNCHECKED}." if _is_unchecked(cells) else ""
+        return f"{opening}, no leak was found: {bounded(cells[0].union)}. {_NOT_SAFE}{unchecked}{labels(cells)}"
     return _open(opening, cells, settings)
 
 
@@ -149,7 +168,7 @@ def _many(groups: Sequence[Cells]) -> str:
     leaking, holding, unsure = ([g for g in groups if _state(g) == s] for s in (LEAKS, NO_LEAK, INCONCLUSIVE))
     total = len(groups)
     if len(unsure) == total:
-        return f"The results for all {total} defenses are inconclusive: {_reasons(unsure)}."
+        return f"The results for {_all(total)} defenses are inconclusive: {_reasons(unsure)}."
     parts = [
         _leaking(leaking, total) if leaking else "",
         _holding(holding, total) if holding else "",
@@ -160,10 +179,15 @@ def _many(groups: Sequence[Cells]) -> str:
     return sentence[0].upper() + sentence[1:] + "."
 
 
+def _all(total: int) -> str:
+    return "both" if total == 2 else f"all {total}"
+
+
 def _leaking(groups: Sequence[Cells], total: int) -> str:
     ordered = sorted(groups, key=lambda cells: extent(cells[0].union), reverse=True)
     verb = "leaks" if len(groups) == 1 else "leak"
-    who = f"All {total} defenses" if len(groups) == total else f"{len(groups)} of {total} defenses"
+    every = _all(total).capitalize()
+    who = f"{every} defenses" if len(groups) == total else f"{len(groups)} of {total} defenses"
     if len(ordered) == 1:
         return f"{who} still {verb}: {example(ordered[0])}"
     return f"{who} still {verb}, the most with {example(ordered[0])} and the least with {example(ordered[-1])}"
@@ -181,11 +205,16 @@ def _holding(groups: Sequence[Cells], total: int) -> str:
     if len(groups) == 1:
         who = example(groups[0])
     else:
-        count = f"any of the {total} defenses" if len(groups) == total else f"{len(groups)} of {total} defenses"
+        count = (
+            f"{'either' if total == 2 else 'any'} of the {total} defenses"
+            if len(groups) == total
+            else f"{len(groups)} of {total} defenses"
+        )
         who = f"{count}, for example {example(min(groups, key=lambda cells: extent(cells[0].union)))}"
     return (
         f"No leak was found with {who}: with 95 % confidence, these attacks reconstruct fewer than {least} of images "
         f"and re-identify fewer than {least} beyond chance. This does not show that the images are safe"
+        + (f". {_UNCHECKED}" if any(map(_is_unchecked, groups)) else "")
     )
 
 

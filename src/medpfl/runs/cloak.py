@@ -23,7 +23,7 @@ _SUFFIXES = (
     "safetensors|tar|tif|tiff|toml|tsv|txt|xml|yaml|yml|zip"
 )
 _FILE = re.compile(rf"\S.*\.(?:{_SUFFIXES})", re.IGNORECASE)
-_TEXTS = ("attack", "defense", "model", "data", "plan", "certificate", "found_by")
+_TEXTS = ("attack", "defense", "model", "data", "plan", "certificate", "found_by", "unread")
 """Fields of a row that hold a spec, or a text by the attack."""
 _SHORT = 4
 """Shorter paths than this are replaced only inside quotes."""

@@ -10,6 +10,9 @@ from medpfl.runs.pulse import clock
 
 __all__ = ["Outlook", "Step"]
 
+_RUN = 1.0
+"""Seconds that a run inside another takes besides its work: its checks, its files and its pages."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -39,18 +42,20 @@ class Outlook:
         memory: estimated peak memory in GiB; ``None`` if unknown.
         notes: remarks, such as why a run directory would be refused.
         workers: number of jobs that run at the same time.
+        setup: estimated seconds besides the steps, such as for loading, checks and pages.
     """
 
     steps: tuple[Step, ...]
     memory: float | None = None
     notes: tuple[str, ...] = ()
     workers: int = 1
+    setup: float = 0.0
 
     @property
     def seconds(self) -> float | None:
-        """The estimated time of all steps; ``None`` if a step's is unknown."""
+        """The estimated time in all; ``None`` if a step's is unknown, and 0 if all steps are done."""
         known = [step.seconds for step in self.steps if step.done < step.jobs]
-        return None if None in known else sum(filter(None, known)) / self.workers
+        return None if None in known else (self.setup + sum(filter(None, known)) / self.workers if known else 0.0)
 
     @classmethod
     def of(cls, parts: Iterable[tuple[str, Outlook]]) -> Outlook:
@@ -59,7 +64,9 @@ class Outlook:
         steps = [replace(step, what=f"{name}: {step.what}") for name, own in parts for step in own.steps]
         notes = dict.fromkeys(note for _, own in parts for note in own.notes)
         memory = max((own.memory or 0.0 for _, own in parts), default=0.0) or None
-        return cls(tuple(steps), memory, tuple(notes), max((own.workers for _, own in parts), default=1))
+        todo = [own for _, own in parts if any(step.done < step.jobs for step in own.steps)]
+        setup = sum(own.setup + _RUN for own in todo)
+        return cls(tuple(steps), memory, tuple(notes), max((own.workers for _, own in parts), default=1), setup)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON data, with the estimated minutes."""

@@ -15,6 +15,7 @@ from medpfl.attacks.matching import orders as orders_module
 from medpfl.attacks.matching import problem as problem_module
 from medpfl.attacks.matching.orders import likely_sequences, unknown_order
 from medpfl.attacks.optimize.racing import Race
+from medpfl.core import progress
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
@@ -219,6 +220,15 @@ def test_every_search_takes_unknown_orders(attack):
     assert found.guesses.shape == (2, 3, 1, 16, 16)
     assert found.loss.isfinite().all()
     assert (found.steps <= 4).all()
+
+
+@pytest.mark.parametrize("attack", [iDLG(steps=12), iDLG(steps=8, restarts=2), GradInv(steps=8)], ids=repr)
+def test_progress_never_steps_back_after_the_race(attack):
+    told = []
+    with progress.listening(lambda share, _: told.append(share)):
+        attack(seen(), generator())
+    assert told == sorted(told)
+    assert 0 <= told[0] < told[-1] <= 1
 
 
 def test_without_a_race_the_labels_stay_as_inferred():

@@ -105,7 +105,7 @@ def separated_start(graph: Graph, gradients: Tensors, batches: int = 1, moved: b
             reasons.append(f"layer '{layer_name(entrance.name)}': {error}")
     if not reasons:
         raise InputError(NO_ENTRANCE)
-    raise InputError("; ".join(reasons))
+    raise InputError("; ".join(dict.fromkeys(reasons)))
 
 
 class _Reading:

@@ -118,9 +118,9 @@ class GradientMatching(Attack):
             variables_like(seen)
         )
         classes = seen.labels if seen.labels is not None else self.labels.infer(seen, dummy)
-        played = torch.zeros(len(seen), dtype=torch.long)
+        played, raced = torch.zeros(len(seen), dtype=torch.long), 0.0
         if classes is not None and self.orders and unknown_order(seen):
-            seen, classes, played = self._ordered(seen, classes, dummy, start, common, own)
+            seen, classes, played, raced = self._ordered(seen, classes, dummy, start, common, own)
         labels = None if classes is None else label_vectors(seen, classes, dummy[:1])
         problem = Matching(seen, labels, self.objective, self.prior, self.constraint, self.basis)
         found, iterates = Starts(seen, self.restarts), Iterates(len(seen), self.steps)
@@ -135,7 +135,7 @@ class GradientMatching(Attack):
             # A race runs all restarts of some victims; otherwise one restart runs for all that still need it.
             over = victims.tolist() if race else attempts
             count = len(seen) if race else self.restarts
-            with progress.part(over[0] / count, (over[-1] + 1) / count):
+            with progress.part(raced, 1.0), progress.part(over[0] / count, (over[-1] + 1) / count):
                 limit = self._limit(rows, played)
                 found.add(victims, attempts, self._minimize(stages, z, iterates, rows, race, limit))
         return replace(found.reconstruction(problem, classes), trace=iterates.stacked())
@@ -148,22 +148,27 @@ class GradientMatching(Attack):
         start: Start,
         common: torch.Generator,
         own: list[torch.Generator],
-    ) -> tuple[Observation, Tensor, Tensor]:
-        """Return the observation and the classes (V, N) in the most likely order, and the race's evaluations (V,).
+    ) -> tuple[Observation, Tensor, Tensor, float]:
+        """Return the observation and classes (V, N) in the likeliest order, the race's evaluations (V,) and its share.
 
         The likeliest sequences of each victim compete from the same initial images. The winner is then taken as known.
+        The share is that of the attack's work, for progress: each of the race's rounds takes a quarter of a search.
         """
         likely = likely_sequences(seen, classes, self.orders, common)
         count, victims = likely.labels.shape[1], torch.arange(len(seen))
         best, evaluations = torch.zeros(len(seen), dtype=torch.long), torch.zeros(len(seen), dtype=torch.long)
+        rounds = (count - 1).bit_length()
+        share = rounds / (rounds + 4 * self.restarts)
         if count > 1:
             vectors = functional.one_hot(likely.labels, seen.num_classes).to(dummy)
             problem = Matching(seen, vectors[:, 0], self.objective, self.prior, self.constraint, self.basis)
             problem = problem.among(vectors, likely.order)
-            for some in victims.split(max(1, len(seen) // count)):
-                best[some], evaluations[some] = self._winners(problem, some, start, own)
+            parts = victims.split(max(1, len(seen) // count))
+            for i, some in enumerate(parts):
+                with progress.part(share * i / len(parts), share * (i + 1) / len(parts)):
+                    best[some], evaluations[some] = self._winners(problem, some, start, own)
         order = seen.order if likely.order is None else likely.order[victims, best]
-        return replace(seen, order=order), likely.labels[victims, best], evaluations
+        return replace(seen, order=order), likely.labels[victims, best], evaluations, share
 
     def _winners(
         self, problem: Matching, victims: Tensor, start: Start, own: list[torch.Generator]
@@ -185,7 +190,8 @@ class GradientMatching(Attack):
             stage, cuts = make().of(victims[row], guess), replace(race, victims=row)
             other = stage.basis != problem.basis
             begun = stage.join(*problem.split(z)) if other else z
-            solution = self.optimizer.minimize(stage, begun, most, cuts, left)
+            with progress.part(race.done / steps, (race.done + most) / steps):
+                solution = self.optimizer.minimize(stage, begun, most, cuts, left)
             left = None if left is None else left - solution.evaluations
             taken.index_add_(0, row, solution.evaluations)
             keep = ~cuts.outranked(solution.loss.cpu(), most)

@@ -89,8 +89,8 @@ NAME = 1000
 SPEC = 4000
 """Characters in a spec, or in another text that names something."""
 CERTIFICATE = 300
-"""Characters in a certificate, an attack's own reason to be sure of its reading, and in the name of an attack."""
-TEXTS = {"certificates": "certificate", "found_by": "name in found_by"}
+"""Characters in a certificate, in the name of an attack, and in a reason why it read nothing."""
+TEXTS = {"certificates": "certificate", "found_by": "name in found_by", "unread": "reason in unread"}
 """Fields of a reconstruction that hold a text for each victim, and what one of them is called."""
 NESTING = 32
 """Nesting depth of brackets in a spec, and of levels in a YAML or JSON file."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flwr.app import ConfigRecord, Context, Message
 from torch import Tensor, nn
@@ -44,6 +44,23 @@ _CLIPPING = ("fixedclipping_mod", "adaptiveclipping_mod")
 """Flower's mods whose norm comes with the server's message."""
 
 
+class _Asked(NamedTuple):
+    """The facts of one request that are known before the client trains.
+
+    Attributes:
+        weights: the server's weights by the key of their array record.
+        round: the federation's round, if the message states it.
+        norm: the clipping norm in the message, if any.
+        inner, outer: the mods between the recorder and the client's app, and those around the recorder.
+    """
+
+    weights: dict[str, dict[str, Tensor]]
+    round: int | None
+    norm: float | None
+    inner: list[Any]
+    outer: list[Any]
+
+
 class Record:
     """A mod that writes a record of each training message's update; see `record`."""
 
@@ -67,9 +84,9 @@ class Record:
         if not is_training(message):
             return call_next(message, context)
         try:
-            before = {key: state_in(one) for key, one in message.content.array_records.items()}
-            number, norm = round_of(message), _clipping_norm(message)
+            weights = {key: state_in(one) for key, one in message.content.array_records.items()}
             inner, outer = _inner_mods(call_next), _outer_mods(self)
+            asked = _Asked(weights, round_of(message), _clipping_norm(message), inner, outer)
         except Exception as error:  # a federation goes on without its record
             say(f"note: this update will not be recorded: {error}")
             return call_next(message, context)
@@ -78,27 +95,17 @@ class Record:
         if reply.has_error():
             return reply
         try:
-            self._write(context, before, reply, seen, number, inner, outer, norm)
+            self._write(context, asked, reply, seen)
         except Exception as error:
             say(f"note: this update was not recorded: {error}")
         return reply
 
-    def _write(
-        self,
-        context: Context,
-        request: dict[str, dict[str, Tensor]],
-        reply: Message,
-        seen: Watch,
-        number: int | None,
-        inner: list[Any],
-        outer: list[Any],
-        norm: float | None,
-    ) -> None:
-        sent = trained_weights(request, reply)
-        if outer and not any(isinstance(one, Record) for one in outer):
+    def _write(self, context: Context, asked: _Asked, reply: Message, seen: Watch) -> None:
+        sent = trained_weights(asked.weights, reply)
+        if asked.outer and not any(isinstance(one, Record) for one in asked.outer):
             say(
-                f"note: {', '.join(map(described, outer))} acts after the recorder, so the record is not what leaves "
-                "this client: put record(...) first in the list of mods"
+                f"note: {', '.join(map(described, asked.outer))} acts after the recorder, so the record is not what "
+                "leaves this client: put record(...) first in the list of mods"
             )
         count = count_of(reply, self.count)
         model = seen.model
@@ -115,10 +122,10 @@ class Record:
             facts=recording.UpdateFacts(
                 num_samples=count,
                 classes=self.classes,
-                defense=" | ".join(one.defense for one in inner[::-1] if isinstance(one, Defend)) or None,
+                defense=" | ".join(one.defense for one in asked.inner[::-1] if isinstance(one, Defend)) or None,
                 pixels=self.pixels,
-                source=recording.origin_of("Flower", ["flwr"], number),
-                filters=[_named(one, norm) for one in inner[::-1] if not isinstance(one, Record)],
+                source=recording.origin_of("Flower", ["flwr"], asked.round),
+                filters=[_named(one, asked.norm) for one in asked.inner[::-1] if not isinstance(one, Record)],
             ),
         )
         truth = seen.truth(self.days) if self.truth else None

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from medpfl.core.experiments.limits import plain_ascii
 from medpfl.core.messages import counted
-from medpfl.core.verdicts import RANDOM_UPDATE
+from medpfl.core.verdicts import INCONCLUSIVE, RANDOM_UPDATE
 from medpfl.judging.types import Cell
 from medpfl.reporting.words import known, label
 
 if TYPE_CHECKING:
     from medpfl.core.types import Finding
 
-__all__ = ["Certified", "cell_rows", "certified", "examples", "finders"]
+__all__ = ["Certified", "cell_rows", "certified", "examples", "finders", "unread", "unread_lines"]
 
 _SHOWN = 3
-"""Maximum number of different certificates, and of attacks in an ensemble, shown for a cell."""
+"""Maximum number of different certificates, reasons, and attacks in an ensemble, shown for a cell."""
 
 
 class Certified(NamedTuple):
@@ -61,14 +61,17 @@ def certified(cell: Cell, rows: Sequence[Finding]) -> Certified:
         cell: the cell.
         rows: all rows of the run. Those of random updates show what the attack says where there is nothing to read.
     """
-    own = _by_update(cell_rows(cell, rows))
+    own = _by_update("certificate", cell_rows(cell, rows))
     texts = [*dict.fromkeys(text for text in own if text)]
     if not texts:
         return Certified()
     random = _by_update(
-        row
-        for row in rows
-        if (row.attack, row.control) == (cell.attack, RANDOM_UPDATE) and "zero-gradient" not in row.flags
+        "certificate",
+        (
+            row
+            for row in rows
+            if (row.attack, row.control) == (cell.attack, RANDOM_UPDATE) and "zero-gradient" not in row.flags
+        ),
     )
     note = f"The attack gave one for {_share(own)}"
     if random:
@@ -85,9 +88,24 @@ def finders(cell: Cell, rows: Sequence[Finding]) -> str:
     return "; ".join(f"{name} ({counted(count, 'image')})" for name, count in told.most_common(_SHOWN))
 
 
-def _by_update(rows: Iterable[Finding]) -> list[str]:
-    """Return the certificate of each update, in the order of the run; ``""`` for none."""
-    found = {(row.draw, row.stack, row.victim): plain_ascii(row.certificate).strip() for row in rows}
+def unread(cell: Cell, rows: Iterable[Finding]) -> str:
+    """Return of how many of a cell's updates the attack read nothing, and why; ``""`` if it states no reason."""
+    told = _by_update("unread", cell_rows(cell, rows))
+    reasons = [reason for reason, _ in Counter(filter(None, told)).most_common()]
+    more = "; ..." if len(reasons) > _SHOWN else ""
+    return f"{_share(told)} ({'; '.join(reasons[:_SHOWN])}{more})" if reasons else ""
+
+
+def unread_lines(cells: Iterable[Cell], rows: Sequence[Finding]) -> list[str]:
+    """Return a line for each attack that read nothing of updates, where the verdict on the defense is inconclusive."""
+    unsure = [cell for cell in cells if cell.union.verdict == INCONCLUSIVE]
+    told = [(f"{label(cell.attack)}, {label(cell.defense)}", unread(cell, rows)) for cell in unsure]
+    return [*dict.fromkeys(f"{name}: nothing was read of {why}" for name, why in told if why)]
+
+
+def _by_update(field: str, rows: Iterable[Finding]) -> list[str]:
+    """Return a text of each update, in the order of the run; ``""`` for none."""
+    found = {(row.draw, row.stack, row.victim): plain_ascii(getattr(row, field)).strip() for row in rows}
     return [found[place] for place in sorted(found)]
 
 

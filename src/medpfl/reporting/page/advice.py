@@ -63,6 +63,8 @@ def of_frontier(points: Sequence[Json], chosen: Json, model: str = "MODEL") -> A
         Step("If no defense can meet the limit, decide whether a larger one is acceptable (--limit)."),
     )
     why, todo = _WHY[chosen["state"]], steps.get(chosen["state"], other)
+    if chosen["state"] == "control failed" and "out-of-budget" in points[0]["flags"]:
+        why, todo = _SPENT, (Step("Let the searches run longer (--minutes)."), *todo)
     if chosen["state"] == "none" and (unsure := chosen["inconclusive"]):
         some = f"{len(unsure)} settings keep" if len(unsure) > 1 else f"{label(unsure[0])} keeps"
         why = f"Unknown: {some} the leak within the limit, but the verdict is inconclusive."
@@ -82,6 +84,9 @@ _WHY = {
     "too few": "Unknown: too few images were attacked to recommend a setting.",
     "none": "None of the settings tested keeps the leak within the limit.",
 }
+
+
+_SPENT = "Not decided: the searches stopped at their budget before they found enough images, even without a defense."
 
 
 def _bare(bare: Json) -> str:

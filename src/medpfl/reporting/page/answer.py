@@ -22,6 +22,7 @@ from medpfl.reporting.phrases import (
     grouped,
     hits,
     images_needed,
+    in_number,
     is_recorded,
     reason,
     spent,
@@ -82,7 +83,11 @@ def answered(summary: Cells, settings: Settings) -> Answer:
     """Return the top of an audit's page."""
     bare, groups = _split(summary)
     first, second = _undefended(bare), _defended(groups, bool(bare))
-    return Answer((first, second), _meaning(bare, groups, settings), _steps(bare, groups, settings))
+    return Answer(
+        ((first[0], in_number(first[1], summary)), (second[0], in_number(second[1], summary))),
+        tuple(in_number(text, summary) for text in _meaning(bare, groups, settings)),
+        _steps(bare, groups, settings),
+    )
 
 
 def bars(summary: Cells) -> list[Bar]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from medpfl.judging.types import Cell, Rate
-from medpfl.reporting.figures.selection import Certified, certified, finders
+from medpfl.reporting.figures.selection import Certified, certified, finders, unread
 from medpfl.reporting.patients import PatientRow, patient_rows
 from medpfl.reporting.phrases import Cells, trials
 from medpfl.reporting.tables import Entry, Whole, entries, with_unions
@@ -33,6 +33,7 @@ class Line(NamedTuple):
         order: values by which the table sorts.
         certified: certificates.
         found_by: which attacks of an ensemble found its guesses; ``""`` if it is none.
+        unread: of how many updates the attack read nothing, and why; ``""`` if it states no reason.
         patient: the same by patient, if patients have several images.
         whole: True if the line stands for all attacks on a defense.
         run: the run's name, on a page of several.
@@ -50,6 +51,7 @@ class Line(NamedTuple):
     order: tuple[float, float]
     certified: Certified
     found_by: str
+    unread: str
     patient: PatientRow | None
     whole: bool
     run: str = ""
@@ -92,6 +94,7 @@ def _line(
         order=(_or_least(cell.asr), _or_least(cell.identified)),
         certified=certified(cell, rows),
         found_by=finders(cell, rows),
+        unread=unread(cell, rows),
         patient=None if isinstance(cell, Whole) else patients.get((named, cell.defense)),
         whole=isinstance(cell, Whole),
     )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from medpfl.core.experiments.settings import Settings
 from medpfl.core.messages import counted
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS
 from medpfl.judging.summary import Context
-from medpfl.judging.types import Rate
+from medpfl.judging.types import Cell, Rate
 from medpfl.reporting.phrases import REASONS, Cells, extent, grouped, hits, reason
 from medpfl.reporting.words import DASH, label
 
@@ -128,19 +128,33 @@ def _setting(run: str, cells: Cells, settings: Settings) -> Setting:
     if cells[0].union.verdict == INCONCLUSIVE:
         return Setting(run, cells, f"inconclusive: {reason(cells)}")
     context = Context.of(settings)
-    doubts = [_doubt(context, one.defense, bool(one.knows_defense), one.flags) for one in cells]
+    doubts = [_doubt(context, one, cells) for one in cells]
     return Setting(run, cells, doubts[0] if cells[0].union.verdict == LEAKS and all(doubts) else "")
 
 
-_DOUBTS = ("control-failed", "incomplete", "out-of-budget")
+_DOUBTS = ("control-failed", "disclosure-unused", "incomplete", "out-of-budget")
 _NAIVE = "these attacks did not know the defense"
+_UNUSED = "these attacks made no use of what the defense discloses"
 
 
-def _doubt(context: Context, defense: str, knows: bool, flags: Iterable[str]) -> str:
+def _doubt(context: Context, cell: Cell, cells: Cells) -> str:
     """Return why the images that an attack did not expose are no evidence; ``""`` if they are."""
-    own = [flag for flag in _DOUBTS if flag in flags]
-    flag = next(iter([*own, *filter(None, [context.reason(defense, knows)])]), "")
-    return _NAIVE if flag == "naive-attack" else REASONS.get(flag, flag)
+    unused = ["disclosure-unused"] if _ignores_disclosure(context, cell, cells) else []
+    knows = context.reason(cell.defense, bool(cell.knows_defense))
+    flag = next(iter([*(flag for flag in _DOUBTS if flag in cell.flags), *unused, *filter(None, [knows])]), "")
+    return {"naive-attack": _NAIVE, "disclosure-unused": _UNUSED}.get(flag, REASONS.get(flag, flag))
+
+
+def _ignores_disclosure(context: Context, cell: Cell, cells: Cells) -> bool:
+    """Return True if an attack has the scores that it has without the disclosure; a cell that leaks gets no flag."""
+    if not cell.knows_defense or context.reason(cell.defense, knows=False) != "naive-attack":
+        return False
+    naive = [one for one in cells if one.attack == cell.attack and not one.knows_defense]
+    return any(_scores(one) == _scores(cell) for one in naive)
+
+
+def _scores(cell: Cell) -> tuple[Rate | float | None, ...]:
+    return cell.asr, cell.identified, cell.ssim, cell.psnr, cell.mse, cell.ncc
 
 
 def _left_out(settings: Sequence[Setting]) -> list[str]:

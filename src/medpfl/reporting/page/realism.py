@@ -16,7 +16,7 @@ from medpfl.judging.dependence import ENDS, STAYS, UNCLEAR, WEAKER, fate_of, rat
 from medpfl.judging.types import READ, Rate, Union
 from medpfl.reporting.page.advice import Advice
 from medpfl.reporting.page.answer import Step
-from medpfl.reporting.phrases import Cells, bounded, counts, reason
+from medpfl.reporting.phrases import Cells, bounded, counts, in_number, reason
 from medpfl.reporting.tables import SHORT
 from medpfl.reporting.verdict import MARKS
 from medpfl.reporting.words import DASH, between, model_argument, number, percent, percents, signed
@@ -147,7 +147,7 @@ def sentences(over: Overview) -> list[tuple[str | None, str]]:
         union = over.last.union
         told = f"All dropped together, as in a federation ({over.last.text}): these attacks {counts(union)}"
         made.append((union.verdict, f"{told}; the leak {_VERBS[fate]}."))
-    return made
+    return [(outcome, in_number(text, first.cells)) for outcome, text in made]
 
 
 _VERBS = {
