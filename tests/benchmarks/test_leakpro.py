@@ -16,18 +16,8 @@ needs_clone = pytest.mark.skipif(leakpro.missing() is not None, reason=str(leakp
 
 
 def test_without_a_clone_its_rows_are_named_with_the_variable(monkeypatch, tmp_path):
-    words = [
-        "--sets",
-        "samples",
-        "--cells",
-        "batch 2",
-        "--ours",
-        "APRIL",
-        "--theirs",
-        "leakpro: huang",
-        "--images",
-        "2",
-    ]
+    words = ["--sets", "samples", "--ours", "GradInv", "--steps", "1", "--images", "2"]
+    words += ["--cells", "batch 2", "--theirs", "leakpro: huang"]
     for value, said in (("", "LEAKPRO does not name a clone"), (str(tmp_path), "is not a clone")):
         monkeypatch.setenv("LEAKPRO", value)
         first, *_ = contested.lines(contested.parsed(words))
