@@ -1,4 +1,4 @@
-"""``python -m benchmarks contested``: compare our attacks with breaching's on cases where success is uncertain.
+"""``python -m benchmarks contested``: compare our attacks with those of peers on cases where success is uncertain.
 
 The cases are batches, noise and weight differences, at 32 px. All attacks get the labels. With `--gray`, all images are
 gray in three equal channels, and our attacks know it, as in an audit. *Mean image*: the guess is the mean of the other
@@ -18,7 +18,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from benchmarks.peers import PEERS, missing
+from benchmarks import leakpro
+from benchmarks.leakpro import LeakPro
+from benchmarks.peers import PEERS as BREACHING
+from benchmarks.peers import Peer, missing
 from benchmarks.rows import columns, conditions, identified, now, rate, scores
 from benchmarks.scenes import REPORTED, TUNED, Scene, available, dealt, held_out, known_images, play
 from medpfl import models as model_parts
@@ -42,6 +45,11 @@ OURS: dict[str, APRIL | GradInv | Posterior | WorstCase | iDLG] = {
 """Our attacks by name, for `--ours`; by default, its searches."""
 SEARCHES = ("iDLG", "GradInv", "Posterior")
 
+PEERS: dict[str, Peer | LeakPro] = BREACHING | {
+    "leakpro: inverting": LeakPro("inverting_gradients_attack"),
+    "leakpro: huang": LeakPro("huang_attack"),
+    "leakpro: running": LeakPro("gia_running_attack"),
+}
 THEIRS = ("deepleakage", "deepleakage+labels", "invertinggradients")
 MEAN = "mean image"
 LEAST = 100
@@ -162,10 +170,12 @@ def verdict(cell: str, tallies: dict[str, Tally], ours: Sequence[str], theirs: S
 
 def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
     """Yield the table's lines. Once `go_on` returns False, the remaining cells are named and skipped."""
-    theirs = chosen.theirs
-    if theirs and (why := missing()):
-        yield f"(the peers' rows are missing: {why})"
-        theirs = []
+    theirs = list(chosen.theirs)
+    for package, check in ((Peer, missing), (LeakPro, leakpro.missing)):
+        asked = [name for name in theirs if isinstance(PEERS[name], package)]
+        if asked and (why := check()):
+            yield f"(the rows of {', '.join(asked)} are missing: {why})"
+            theirs = [name for name in theirs if name not in asked]
     yield conditions()
     yield HEAD
     ours = {name: shortened(OURS[name], chosen.steps) for name in chosen.ours}
@@ -214,7 +224,12 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gray", action="store_true", help="gray images, in three equal channels")
     parser.add_argument("--cells", nargs="+", choices=list(CELLS), help="cells to run (all)")
     parser.add_argument("--ours", nargs="+", choices=list(OURS), help="our attacks (all searches)")
-    parser.add_argument("--theirs", nargs="*", choices=list(PEERS), help="breaching's attacks (all)")
+    parser.add_argument(
+        "--theirs",
+        nargs="*",
+        choices=list(PEERS),
+        help="attacks of peers (all of breaching; LeakPro's need a clone, see benchmarks/leakpro.py)",
+    )
     parser.add_argument("--steps", type=int, default=0, help="steps, or evaluations of WorstCase (0: its own)")
     parser.add_argument("--tune", action="store_true", help="use the rows and weights for tuning")
     chosen = parser.parse_args(arguments)

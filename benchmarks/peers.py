@@ -55,7 +55,7 @@ class Peer:
 
     def attack(self, case: Scene, v: int, iterations: int, seed: int = 0) -> Outcome:
         """Invert victim `v`'s update with a schedule for `iterations` iterations."""
-        with _quiet(seed), sdpa_kernel(SDPBackend.MATH):  # the one kernel of attention that can be differentiated twice
+        with quiet(seed), sdpa_kernel(SDPBackend.MATH):  # the one kernel of attention that can be differentiated twice
             import breaching  # pyright: ignore[reportMissingImports]
 
             settings = [*self.overrides, f"optim.max_iterations={iterations}"]
@@ -99,7 +99,7 @@ def missing() -> str | None:
     if importlib.util.find_spec("breaching") is None:
         return "breaching is not installed: pip install -e '.[bench]'"
     try:
-        with _quiet(0):
+        with quiet(0):
             import breaching  # noqa: F401  # pyright: ignore[reportMissingImports]
     except Exception as error:  # an old package may fail in any way
         return f"breaching does not import: {type(error).__name__}: {error}"
@@ -107,7 +107,7 @@ def missing() -> str | None:
 
 
 @contextlib.contextmanager
-def _quiet(seed: int) -> Iterator[None]:
+def quiet(seed: int) -> Iterator[None]:
     """Hide its prints and deprecation warnings, and keep its random draws out of the global generator."""
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")

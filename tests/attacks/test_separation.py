@@ -1,7 +1,8 @@
 """Separation: sources of a kernel's gradient, their link to images, and the walk through a batch."""
 
 import math
-from typing import Literal
+from types import SimpleNamespace
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from medpfl.attacks.deep.contrast import stated_variances, with_contrast
 from medpfl.attacks.deep.graph import exact, graph_of
 from medpfl.attacks.deep.separated_start import _Reading, entrances, separated_start
 from medpfl.attacks.deep.sources import separate
+from medpfl.attacks.deep.walk_state import Peeled
+from medpfl.attacks.separation import _certificate
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.types import Batch, Weights
@@ -340,7 +343,7 @@ REFUSED = {
     "several epochs": (Plan(algorithm="FedAvg", batch_size=2, epochs=2), "several epochs"),
     "unequal batches": (Plan(algorithm="FedAvg", local_images=5, batch_size=2), "batches of different sizes"),
     "Poisson": (Plan(batch_size=2, local_images=4, sampling="poisson"), "Poisson"),
-    "too many": (Plan(batch_size=130), "130 images cannot be separated: at most 80 images"),
+    "too many": (Plan(batch_size=130), "130 images cannot be read: at most 80 images"),
 }
 
 
@@ -353,7 +356,7 @@ def test_plans_that_it_does_not_take(name):
 
 def test_a_network_without_rectified_inputs_is_refused():
     plan = Plan(batch_size=2)
-    with pytest.raises(InputError, match="2 images cannot be separated: no hidden linear layer"):
+    with pytest.raises(InputError, match="2 images cannot be read: no hidden linear layer"):
         Separation().check(prepare(LeNet().build((1, 12, 12), 3, 0), plan), (plan,), (1, 12, 12))
 
 
@@ -365,3 +368,12 @@ def test_images_without_batches_are_not_assigned_to_any():
         delta = torch.randn(4, 128, 4, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
         with pytest.raises(InputError, match="could not be assigned to batches"):
             reading._balanced(delta)
+
+
+@pytest.mark.parametrize(("apart", "told"), [(0.01, "agree to 0.01, so errors are below 0.04"), (0.5, "no bound")])
+def test_a_bound_beyond_the_values_themselves_is_not_stated(apart, told):
+    node = torch.fx.Graph().placeholder("x")
+    read = Peeled({}, (), differences={node: apart})
+    found = SimpleNamespace(rank=1, evidence="zeros beyond chance")
+    begun: Any = SimpleNamespace(sources=found, starts=[None], residual=0.0)
+    assert told in _certificate(begun, read)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from medpfl.attacks import RGAP, WorstCase, worst_case
+from medpfl.attacks.matching import GradientMatching
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Defense
@@ -62,6 +63,30 @@ def test_a_race_of_label_sequences_keeps_the_budget_although_line_searches_backt
     seen = scene(MLP((64,)).build((1, 12, 12), 3, 0), images, labels, plan)
     found = WorstCase(evaluations=120)(seen, generator())
     assert ((found.evaluations > 60) & (found.evaluations <= 1.1 * 120)).all()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "grants", "order"), [(1, (), [0, 1]), (1, ("order",), "as granted"), (2, (), "unknown")]
+)
+def test_the_last_search_takes_the_sequence_of_labels_that_the_first_found(monkeypatch, epochs, grants, order):
+    plan, called = Plan(algorithm="FedAvg", batch_size=1, local_images=2, epochs=epochs), []
+    seen = scene(tiny(), smooth(2).view(1, 2, 1, 12, 12), torch.tensor([[2, 0]]), plan, threat=ThreatModel(grants))
+    search = GradientMatching.__call__
+
+    def spied(self: GradientMatching, seen: Observation, generator: torch.Generator) -> Reconstruction:
+        called.append((seen, found := search(self, seen, generator)))
+        return found
+
+    monkeypatch.setattr(GradientMatching, "__call__", spied)
+    WorstCase(evaluations=120)(seen, generator())
+    (first, found), *rest = called
+    assert first.labels is None
+    if order == "unknown":  # a guess holds no order of several epochs
+        assert not rest
+        return
+    ((last, _),) = rest
+    assert last.labels.tolist() == found.labels.tolist()
+    assert last.order[0, 0].tolist() == (first.order[0, 0].tolist() if order == "as granted" else order)
 
 
 @pytest.mark.slow

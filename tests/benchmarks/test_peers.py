@@ -40,7 +40,7 @@ AVERAGING = Plan(algorithm="FedAvg", learning_rate=0.05)
 
 def _at_the_truth(case: Scene, config: str) -> float:
     """Return breaching's own objective at the target image, relative to its value at a black one."""
-    with peers._quiet(0):
+    with peers.quiet(0):
         import breaching
 
         attacker = breaching.attacks.prepare_attack(

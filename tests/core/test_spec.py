@@ -138,6 +138,8 @@ def test_composition():
     ("text", "message"),
     [
         ("LaplaceNose(scale=1)", "no defense 'LaplaceNose'; did you mean 'LaplaceNoise'"),
+        ("none", "no defense 'none'; did you mean 'NoDefense'"),
+        ("None", "no defense 'None'; did you mean 'NoDefense'"),
         ("LaplaceNoise | Nodefense", "no defense 'Nodefense'; did you mean 'NoDefense'"),
         ("LaplaceNoise(scal=1)", "defense 'LaplaceNoise' has no argument 'scal'; did you mean 'scale'"),
         ("NoDefense(scale=1)", "defense 'NoDefense' has no argument 'scale'; it takes none"),

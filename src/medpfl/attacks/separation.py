@@ -106,7 +106,8 @@ class Separation(Attack):
         images, moved = sum(plan.images for plan in plans), any(plan.steps > 1 for plan in plans)
         found = capacity(model, image_shape, images, plans[0].mode, moved)
         if not found.applies:
-            raise InputError(f"{images} images cannot be separated: {found.why}; attack with GradInv")
+            count = "1 image" if images == 1 else f"{images} images"
+            raise InputError(f"{count} cannot be read: {found.why}; attack with GradInv")
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """Reconstruct the images of each victim."""
@@ -257,7 +258,10 @@ def _certificate(begun: SeparatedStart, read: Peeled | None) -> str:
     if read.residuals:
         text += f"; {len(read.residuals)} layers walked, residuals up to {max(read.residuals.values()):.1g}"
     if read.bound is not None:
+        apart = max(read.differences.values())
+        # A relative error of 1 may be all of a value.
+        bounded = f"agree to {apart:.1g}, so errors are below {read.bound:.1g}"
         text += (
-            f"; separate readings agree to {max(read.differences.values()):.1g}, so errors are below {read.bound:.1g}"
+            f"; separate readings {bounded if read.bound < 1 else f'differ by up to {apart:.1g}: no bound on errors'}"
         )
     return text

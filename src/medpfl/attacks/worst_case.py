@@ -64,8 +64,9 @@ class WorstCase(Attack):
     the choice of an attack and its tuning.
     Members: `RGAP`, `DeepRGAP`, `APRIL` and `Separation` where their checks accept the model and the plans. For updates
     that none of them explains: `Posterior`, after which `iDLG` continues the best guess for exact updates, and
-    `Posterior` for noisy ones. Instead of these, deep networks get GradInv's settings for them, and batches under batch
-    norm in train mode ``GradInv(tv=0.1, rate=0.1)``.
+    `Posterior` for noisy ones; if the order of one epoch's local steps is unknown, with the sequence of labels that the
+    first search found. Instead of these, deep networks get GradInv's settings for them, and batches under batch norm in
+    train mode ``GradInv(tv=0.1, rate=0.1)``.
     Choice: a read with a certificate comes first. Otherwise the guess with the highest posterior density is chosen,
     `Posterior`'s objective: the update's likelihood under its noise, and the prior for images. The other members'
     guesses are candidates, so an audit also counts what any member reconstructs.
@@ -111,9 +112,9 @@ class WorstCase(Attack):
             if len(victims := found.unexplained):
                 add(k, search, victims)
         left = self.evaluations - int(found.evaluations.sum(1).amax())
-        if searches and left > 1 and not unknown_order(seen) and len(victims := found.unexplained):
-            last = Posterior() if _noisy(seen) else iDLG()
-            add(members - 1, Search(last, left, Solved(found.best(victims).cpu())), victims)
+        if searches and left > 1 and len(victims := found.unexplained):
+            last, start = Posterior() if _noisy(seen) else iDLG(), Solved(found.best(victims).cpu())
+            add(members - 1, Search(last, left, start, found.sequence(victims)), victims)
         return found.reconstruction()
 
 
@@ -134,8 +135,8 @@ def _searches(seen: Observation, evaluations: int) -> list[Search]:
         return []
     if deep := [attack for attack in GradInv().suited(seen.model) if isinstance(attack, GradInv)]:
         return [Search(attack, evaluations // len(deep)) for attack in deep]
-    if unknown_order(seen):
-        return [Search(Posterior(), evaluations)]
+    if unknown_order(seen) and any(plan.epochs > 1 for plan in seen.views[0].plans):
+        return [Search(Posterior(), evaluations)]  # a guess does not tell at which step an image returns
     if batch_norms(seen.model) and any(plan.batch_size > 1 for plan in seen.views[0].plans):
         return [Search(_MIXED, evaluations)]
     return [Search(Posterior(), int(_FIRST * evaluations))]
@@ -163,11 +164,14 @@ class Search:
         attack: its settings.
         most: maximum evaluations for each victim, above 1.
         start: initial images in place of the attack's own, without a warm-up.
+        sequence: classes (V, N) of images in the order of one epoch's steps, or in a granted order, as if they were
+            granted; ``None``: as observed.
     """
 
     attack: _Settings
     most: int
     start: Solved | None = None
+    sequence: Tensor | None = None
 
     @property
     def name(self) -> str:
@@ -176,6 +180,9 @@ class Search:
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """Reconstruct the images of each victim."""
+        if self.sequence is not None:
+            given = torch.arange(seen.num_images, device=self.sequence.device).expand(len(seen), 1, -1)
+            seen = replace(seen, labels=self.sequence, order=given if seen.order is None else seen.order)
         steps = int(self.most / _RACE) if unknown_order(seen) else self.most
         short = replace(self.attack, steps=steps - 1)
         search = short.matching(seen) if isinstance(short, Posterior) else short.matching()
@@ -183,6 +190,8 @@ class Search:
         if self.start is not None:
             search = replace(search, start=self.start, warmup=())
         found = search(with_noise(seen) if isinstance(short, Posterior) else seen, generator)
+        if self.sequence is not None:
+            found = replace(found, labels=self.sequence)
         if isinstance(short, GradInv) and short.steps < self.attack.steps:  # its schedule was cut short
             return replace(found, ended=tuple("out_of_budget" if e == "max_steps" else e for e in found.ended))
         return found
@@ -268,6 +277,10 @@ class _Guesses:
     def best(self, victims: Tensor) -> Tensor:
         """Return the best guesses (A, N, C, H, W) for some victims (A,)."""
         return self.images[victims, self._order[victims, 0]]
+
+    def sequence(self, victims: Tensor) -> Tensor | None:
+        """Return the best guesses' classes (A, N) for some victims (A,); ``None`` if their order is known."""
+        return self.labels[victims, self._order[victims, 0]] if unknown_order(self.seen) else None
 
     def reconstruction(self) -> Reconstruction:
         """Return each victim's guesses in the order of the choice."""

@@ -172,6 +172,8 @@ def _depth(node: ast.AST) -> int:
 def _called(node: ast.expr, known: Iterable[str], role: str) -> tuple[str, ast.Call]:
     """Return the known name that a spec calls, and the call itself."""
     call = node if isinstance(node, ast.Call) else ast.Call(func=node, args=[], keywords=[])
+    if ast.unparse(node).lower() == "none" and (absent := f"No{role.capitalize()}") in known:
+        raise InputError(f"there is no {role} '{ast.unparse(node)}'; did you mean '{absent}'?")
     if not isinstance(call.func, ast.Name):
         raise InputError(f"{role} '{ast.unparse(node)}' is not a spec: write Name or Name(argument=value)")
     if call.func.id not in known:
