@@ -1,4 +1,4 @@
-"""Twenty faults that the suite must find: ``python tests/planted_faults.py`` plants them one by one in a copy.
+"""Faults that the suite must find: ``python tests/planted_faults.py`` plants them one by one in a copy.
 
 For each it prints the first test that fails. The exit status is 1 if a fault is not found. `pytest` does not run it.
 """
@@ -43,11 +43,11 @@ FAULTS = [
         "metrics",
     ),
     Fault("intervals of 90 %", "metrics/rates.py", "tail = (1 - confidence) / 2", "tail = 1 - confidence", "metrics"),
-    Fault("no weight decay", "federated/local.py", "slope[name] + plan.weight_decay * old", "slope[name]", "federated"),
+    Fault("no weight decay", "core/plan.py", "slope + self.weight_decay * weight", "slope", "federated"),
     Fault(
         "no momentum",
-        "federated/local.py",
-        "push if step == 0 else plan.momentum * velocity[name] + damped * push",
+        "core/plan.py",
+        "push if step == 0 else self.momentum * velocity + damped * push",
         "push",
         "federated",
     ),
@@ -104,8 +104,8 @@ FAULTS = [
     Fault(
         "guesses compared as they are",
         "auditing/scoring.py",
-        "distances(guess.clamp(0, 1), ",
-        "distances(guess, ",
+        "self._nearest(guess.clamp(0, 1), own), own)",
+        "self._nearest(guess, own), own)",
         "auditing/test_scoring.py",
     ),
     Fault(

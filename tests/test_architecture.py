@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import medpfl
+from tests.planted_faults import FAULTS
 
 SOURCE = Path(medpfl.__file__).parent
 FILES = sorted(SOURCE.rglob("*.py"))
@@ -276,3 +277,9 @@ def test_slow_packages_are_imported_where_they_are_used():
         top = imported_on_top(path)
         assert "medpfl.models.torchvision_networks" not in top, path
         assert str(path.relative_to(SOURCE)) == networks or not slow & {name.partition(".")[0] for name in top}, path
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.what)
+def test_a_planted_fault_has_its_place(fault):
+    """``python tests/planted_faults.py`` replaces text that its module has once."""
+    assert (SOURCE / fault.module).read_text().count(fault.old) == 1

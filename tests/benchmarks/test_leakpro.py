@@ -12,6 +12,7 @@ from benchmarks.scenes import play
 from medpfl.core.errors import InputError
 from medpfl.core.plan import Plan
 
+pytestmark = pytest.mark.extra
 needs_clone = pytest.mark.skipif(leakpro.missing() is not None, reason=str(leakpro.missing()))
 
 
