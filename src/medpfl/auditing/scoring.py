@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +31,7 @@ __all__ = ["Scorer"]
 _SMALL = 1e-3
 """Relative objective (1 at an update of zeros) up to which an attack that runs out of steps counts as converged."""
 
+_NOISE = ("noise_ssim", "noise_ncc")
 _OTHERS = ("mean_image_ssim", "mean_image_ncc", "mean_image_identified", "nearest_ssim", "nearest_ncc")
 """Baselines that need an image besides the target image."""
 
@@ -52,7 +54,8 @@ class Scorer:
     index: StudyIndex
     segments: bool = False
     best_match: bool = False
-    _baselines: dict[tuple[int, ...], dict[str, list[Any]]] = field(default_factory=dict, init=False, repr=False)
+    _baselines: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict, init=False, repr=False)
+    """For each victim's images: the scores (2 + 5, N) named by `_NOISE` and `_OTHERS`; NaN for those that have none."""
 
     def rows(
         self,
@@ -98,7 +101,7 @@ class Scorer:
             }
             mine, truth = guesses[v].nan_to_num(0.0), truths[v]
             scores = {name: metric(mine, truth).tolist() for name, metric in registry(metric_package).items()}
-            scores |= self._baselines[tuple(own.tolist())]
+            scores |= zip((*_NOISE, *_OTHERS), self._baselines[tuple(own.tolist())].tolist(), strict=True)
             scores |= {"ssim_worst": scores["ssim"], **_picked(guess, v, truth), **compared[v].best}
             found = self._victim(v, own, self._labels(guess, v, orders[v]), scores, compared[v], {**common, **ended})
             if self.segments and self.data.masks is not None:
@@ -223,12 +226,9 @@ class Scorer:
             return
         noise = [noise_scores(score, torch.cat([truth for _, truth in new.values()])) for score in (ssim, ncc)]
         sizes = [len(own) for own, _ in new.values()]
-        for (own, truth), of_ssim, of_ncc in zip(new.values(), *(one.split(sizes) for one in noise), strict=True):
-            self._baselines[tuple(own.tolist())] = {
-                "noise_ssim": of_ssim.tolist(),
-                "noise_ncc": of_ncc.tolist(),
-                **dict.fromkeys(_OTHERS, [None] * len(own)),
-            }
+        for (own, truth), *of_noise in zip(new.values(), *(one.split(sizes) for one in noise), strict=True):
+            self._baselines[tuple(own.tolist())] = known = np.full((len(_NOISE + _OTHERS), len(own)), np.nan)
+            known[: len(_NOISE)] = torch.stack(of_noise)
             others = (copies[own][:, None] != copies).sum(1)  # a copy of the target image is no baseline
             if others.all():
                 count = others.view(-1, *[1] * (truth.ndim - 1))
@@ -243,19 +243,13 @@ class Scorer:
         hits, images, start = self._told(of_means, every)[0], self.data.images[near.place], 0
         for (own, truth), mean in zip(todo, means, strict=True):
             here = slice(start, start := start + len(own))
-            alone = near.other[here].isinf().tolist()  # no image of another patient
-            self._baselines[tuple(own.tolist())] |= {
-                "mean_image_ssim": ssim(mean, truth).tolist(),
-                "mean_image_ncc": ncc(mean, truth).tolist(),
-                "mean_image_identified": [None if hit is None else float(hit) for hit in hits[here]],
-                **{
-                    f"nearest_{name}": [
-                        None if only else one
-                        for one, only in zip(score(images[here], truth).tolist(), alone, strict=True)
-                    ]
-                    for name, score in _MATCHES.items()
-                },
-            }
+            alone = near.other[here].isinf()  # no image of another patient
+            self._baselines[tuple(own.tolist())][len(_NOISE) :] = (
+                ssim(mean, truth),
+                ncc(mean, truth),
+                [math.nan if hit is None else hit for hit in hits[here]],
+                *(score(images[here], truth).masked_fill(alone, math.nan) for score in _MATCHES.values()),
+            )
 
 
 class _Compared(NamedTuple):
