@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,8 +53,11 @@ class Scorer:
     index: StudyIndex
     segments: bool = False
     best_match: bool = False
-    _baselines: dict[tuple[int, ...], np.ndarray] = field(default_factory=dict, init=False, repr=False)
-    """For each victim's images: the scores (2 + 5, N) named by `_NOISE` and `_OTHERS`; NaN for those that have none."""
+    _baselines: dict[tuple[int, ...], tuple[tuple[float | None, ...], ...]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    """For each victim's images, N scores for each name in `_NOISE` and `_OTHERS`. Small arrays in their place, made
+    among large temporary ones, would keep the memory around those from being used again."""
 
     def rows(
         self,
@@ -101,7 +103,7 @@ class Scorer:
             }
             mine, truth = guesses[v].nan_to_num(0.0), truths[v]
             scores = {name: metric(mine, truth).tolist() for name, metric in registry(metric_package).items()}
-            scores |= zip((*_NOISE, *_OTHERS), self._baselines[tuple(own.tolist())].tolist(), strict=True)
+            scores |= zip((*_NOISE, *_OTHERS), self._baselines[tuple(own.tolist())], strict=True)
             scores |= {"ssim_worst": scores["ssim"], **_picked(guess, v, truth), **compared[v].best}
             found = self._victim(v, own, self._labels(guess, v, orders[v]), scores, compared[v], {**common, **ended})
             if self.segments and self.data.masks is not None:
@@ -227,8 +229,8 @@ class Scorer:
         noise = [noise_scores(score, torch.cat([truth for _, truth in new.values()])) for score in (ssim, ncc)]
         sizes = [len(own) for own, _ in new.values()]
         for (own, truth), *of_noise in zip(new.values(), *(one.split(sizes) for one in noise), strict=True):
-            self._baselines[tuple(own.tolist())] = known = np.full((len(_NOISE + _OTHERS), len(own)), np.nan)
-            known[: len(_NOISE)] = torch.stack(of_noise)
+            unknown = (None,) * len(own)
+            self._baselines[tuple(own.tolist())] = (*_listed(of_noise), *[unknown] * len(_OTHERS))
             others = (copies[own][:, None] != copies).sum(1)  # a copy of the target image is no baseline
             if others.all():
                 count = others.view(-1, *[1] * (truth.ndim - 1))
@@ -244,12 +246,17 @@ class Scorer:
         for (own, truth), mean in zip(todo, means, strict=True):
             here = slice(start, start := start + len(own))
             alone = near.other[here].isinf()  # no image of another patient
-            self._baselines[tuple(own.tolist())][len(_NOISE) :] = (
-                ssim(mean, truth),
-                ncc(mean, truth),
-                [math.nan if hit is None else hit for hit in hits[here]],
-                *(score(images[here], truth).masked_fill(alone, math.nan) for score in _MATCHES.values()),
+            of_nearest = (score(images[here], truth).masked_fill(alone, math.nan) for score in _MATCHES.values())
+            self._baselines[tuple(own.tolist())] = (
+                *self._baselines[tuple(own.tolist())][: len(_NOISE)],
+                *_listed([ssim(mean, truth), ncc(mean, truth)]),
+                tuple(None if hit is None else float(hit) for hit in hits[here]),
+                *_listed(of_nearest),
             )
+
+
+def _listed(scores: Iterable[Tensor]) -> list[tuple[float, ...]]:
+    return [tuple(one.tolist()) for one in scores]
 
 
 class _Compared(NamedTuple):
