@@ -1,9 +1,10 @@
 """``python -m benchmarks memory``: measure the peak memory of audits with 100 and 1,000 images, one process each.
 
 The target: ten times as many images take at most 1.2 times as much memory, because victims are attacked in stacks of
-limited size, and only numbers are kept of what is done. The images are drawn smooth pictures in a temporary folder,
-which the audit reads like a user's, and only numbers are written. A few steps are enough: memory does not depend on the
-images' content, and the history of L-BFGS is full after 100 steps.
+limited size, and only numbers are kept of what is done. With workers, the peak of each process counts the images that
+processes share, and the peak of all processes together counts them once. The images are drawn smooth pictures in a
+temporary folder, which the audit reads like a user's, and only numbers are written. A few steps are enough: memory does
+not depend on the images' content, and the history of L-BFGS is full after 100 steps.
 """
 
 from __future__ import annotations
@@ -54,10 +55,13 @@ def draw(root: Path, count: int) -> None:
 
 
 class Peak:
-    """The largest peak memory of this program's workers in MiB, as long as the context lasts; 0 without workers."""
+    """Peak memory in MiB while the context lasts: the largest worker's, 0 without workers, and that of all together.
+
+    All together count what they share once; without Linux, that is unknown, 0.
+    """
 
     def __enter__(self) -> Peak:
-        self.mib, self._ended = 0.0, Event()
+        self.mib, self.together, self._ended = 0.0, 0.0, Event()
         self._watch = Thread(target=self._look, daemon=True)
         self._watch.start()
         return self
@@ -68,14 +72,22 @@ class Peak:
 
     def _look(self) -> None:
         while not self._ended.wait(_LOOK):
-            for pid in children(*children(os.getpid())):  # the child forks the workers
-                with suppress(OSError, IndexError):
-                    told = Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split()[0]
-                    self.mib = max(self.mib, int(told) / 2**10)
+            below = children(os.getpid())
+            workers = children(*below)  # the child forks the workers
+            self.mib = max([self.mib, *(_told(pid, "status", "VmHWM:") for pid in workers)])
+            every = (os.getpid(), *below, *workers)
+            self.together = max(self.together, sum(_told(pid, "smaps_rollup", "Pss:") for pid in every))
+
+
+def _told(pid: int, file: str, name: str) -> float:
+    """Return a size in MiB that Linux tells of a process; 0 if it has ended."""
+    with suppress(OSError, IndexError):
+        return int(Path(f"/proc/{pid}/{file}").read_text().partition(name)[2].split()[0]) / 2**10
+    return 0.0
 
 
 def child(folder: str, images: int, steps: int, workers: int) -> None:
-    """Attack all images in a folder, and print the peak memory of this process and of a worker in MiB, and seconds."""
+    """Attack all images in a folder, and print the peaks of this process, a worker and all in MiB, and seconds."""
     started = time.perf_counter()
     with Peak() as peak:
         audit(
@@ -85,7 +97,8 @@ def child(folder: str, images: int, steps: int, workers: int) -> None:
             victims=Victims(images=images),
             run=Run(out=Path(folder, "run"), numbers_only=True, workers=workers),
         )
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _UNIT, peak.mib, time.perf_counter() - started)
+    own, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _UNIT, time.perf_counter() - started
+    print(own, peak.mib, peak.together, seconds)
 
 
 def peaks(images: int, steps: int, workers: int = 1) -> tuple[float, ...]:
@@ -95,7 +108,7 @@ def peaks(images: int, steps: int, workers: int = 1) -> tuple[float, ...]:
         draw(Path(folder, "data"), images)
         command = [sys.executable, "-m", "benchmarks.memory", folder, *map(str, (images, steps, workers))]
         done = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True)
-    return tuple(map(float, done.stdout.split()[-3:]))
+    return tuple(map(float, done.stdout.split()[-4:]))
 
 
 def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) -> Iterator[str]:
@@ -105,13 +118,13 @@ def lines(chosen: argparse.Namespace, go_on: Callable[[], bool] = lambda: True) 
         return
     found = []
     for images in chosen.images:
-        driver, worker, seconds = peaks(images, chosen.steps, chosen.workers)
-        found.append((driver, worker))
+        driver, worker, together, seconds = peaks(images, chosen.steps, chosen.workers)
+        found.append((driver, worker, together))
         each = f"{seconds:.0f} s, {1000 * seconds / images:.0f} ms an image"
-        also = f", its largest worker {worker:.0f} MiB" if chosen.workers > 1 else ""
+        also = f", its largest worker {worker:.0f} MiB, all {together:.0f} MiB" if chosen.workers > 1 else ""
         yield f"peak memory of an audit of {images} images, {chosen.steps} steps each: {driver:.0f} MiB{also} ({each})"
     ratios = [max(each) / min(each) for each in zip(*found, strict=True) if min(each)]
-    yield f"ratio {' and '.join(f'{ratio:.2f}' for ratio in ratios)} (the mark is {MARK})"
+    yield f"ratio {', '.join(f'{ratio:.2f}' for ratio in ratios)} (the mark is {MARK})"
 
 
 def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -10,7 +10,7 @@ import torch
 from medpfl import Defense, InputError, Plan, ThreatModel
 from medpfl.attacks.matching import GradientMatching
 from medpfl.attacks.matching.labels import Joint
-from medpfl.auditing.aggregation import aggregates, masks, staying
+from medpfl.auditing.aggregation import Groups, aggregates, masks, staying
 from medpfl.auditing.victims import draw_victims
 from medpfl.core.verdicts import INCONCLUSIVE, LEAKS, MASKED, RANDOM_UPDATE, UNDEFENDED
 from medpfl.data.partition import IID
@@ -275,3 +275,15 @@ def test_outpost_and_mixup_disclose_nothing_and_are_attacked_without_knowledge()
     told = {cell.defense.split("(")[0]: (cell.knows_defense, cell.verdict) for cell in report.summary}
     assert told["Outpost"] == (False, INCONCLUSIVE)
     assert told["Mixup"] == (False, INCONCLUSIVE)
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
+def test_groups_are_made_when_they_are_used(together):
+    victims = torch.arange(24).view(12, 2)
+    groups = Groups(victims, range(len(victims)), together)
+    numbers = [[number for number, _ in group] for group in groups]
+    assert numbers == [list(range(i, i + together)) for i in range(0, 12, together)]
+    assert all(torch.equal(own, victims[number]) for group in groups for number, own in group)
+    for part in (slice(1, 3), slice(0, 1), slice(2, 99), slice(3, 3)):
+        assert [[number for number, _ in group] for group in groups[part]] == numbers[part]
+        assert [[number for number, _ in group] for group in groups[1:][part]] == numbers[1:][part]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 import weakref
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from medpfl.core.errors import InputError
+from medpfl.core.shared_memory import opened, shared
 from medpfl.data import Dicom, ImageFolder, Nifti, Thresholded, folder, on_disk
 from medpfl.runs.study_key import StudyIndex
 from tests.auditing.audit_cases import draw_folder, plain, tiny
@@ -155,3 +157,12 @@ def test_an_audit_has_the_same_rows_and_identity(tmp_path, monkeypatch):
     (tmp_path / "data" / "benign" / "0.png").unlink()
     with pytest.raises(InputError, match="other pixels"):
         tiny(source, out=tmp_path / "a", numbers_only=True, best_match=True)
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux has memory without a name")
+def test_many_images_are_where_other_processes_find_them(tmp_path):
+    draw_folder(tmp_path, {"benign": 5, "malignant": 4})
+    few, many = ImageFolder(tmp_path, 16).load().images, ImageFolder(tmp_path, 224).load().images
+    assert shared(few) is None
+    assert (place := shared(many)) is not None
+    assert torch.equal(opened(*place), many)

@@ -249,6 +249,42 @@ def test_many_images_travel_once_and_as_they_are():
     assert torch.equal(found["part"], given["part"]), "each has its own memory, as before"
 
 
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="only Linux has memory without a name")
+def test_workers_of_this_machine_open_many_images_where_they_are():
+    images, layer, held = torch.rand(200, 3, 32, 32), torch.nn.Linear(600, 600), []
+    sent = packed({"images": images, "same": images, "few": images[0].clone(), "layer": layer}, held)
+    assert len(sent) < 20_000
+    assert len(held) == 2, "images, and weights"
+    found = pickle.loads(sent)
+    assert torch.equal(found["images"], images)
+    assert found["same"] is found["images"]
+    assert type(found["layer"].weight) is torch.nn.Parameter
+    assert torch.equal(found["layer"].weight, layer.weight)
+    found["images"].zero_()
+    assert bool(images.any())
+    assert torch.equal(pickle.loads(sent)["images"], images), "each worker's changes are its own"
+
+
+@dataclass(frozen=True)
+class Total:
+    """Adds a number to the sum of images, which the work holds; for 0 its process ends."""
+
+    images: torch.Tensor
+
+    def __call__(self, number: int) -> float:
+        if not number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number + self.images.double().sum().item()
+
+
+def test_a_worker_in_place_of_one_that_ended_has_the_images_too():
+    work = Total(torch.rand(200, 3, 32, 32))
+    found = dict(Processes(1).results(work, [1, 0, 2]))
+    total = work.images.double().sum().item()
+    assert isinstance(found.pop(1), Lost)
+    assert found == {0: 1 + total, 2: 2 + total}
+
+
 @pytest.mark.slow
 def test_a_worker_that_ends_before_it_has_its_work_is_lost(monkeypatch):
     monkeypatch.setattr("medpfl.engines.processes.begin", len)  # raises TypeError, and reads nothing

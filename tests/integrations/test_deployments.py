@@ -10,13 +10,14 @@ import pytest
 
 from medpfl.cli import main
 from medpfl.core.records.record import Record
+from tests.integrations import flower_apps as apps
 
 pytestmark = [pytest.mark.extra, pytest.mark.slow]
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
-def ran(*words: str | Path) -> str:
+def ran(*words: str | int | Path) -> str:
     """Run a program of the examples, and return what it prints."""
     done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -45,6 +46,22 @@ def test_a_flower_deployment(tmp_path, capsys):
     assert told.count(" = server/updates/") == 4
     for record in records:
         assert "This record is right." in inspected(record, f"{EXAMPLES}/flower/app/task.py:norm_cnn", capsys)
+
+
+def test_flowers_simulation_has_a_site_for_each_client(tmp_path, capsys, monkeypatch):
+    """Two of Ray's processes train four clients in turn, at the same time; each client's records stay its own."""
+    apps.telemetry_off(monkeypatch)
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    ran("-m", "tests.integrations.flower_simulation", tmp_path, 4)
+    sites = sorted(path.name for path in (tmp_path / "clients").iterdir())
+    assert sites == [f"site-{i}" for i in range(4)]
+    server = [content(path) for path in tmp_path.glob("server/*/*.safetensors")]
+    for site in sites:
+        records = sorted((tmp_path / "clients" / site).glob("*.safetensors"))
+        assert [path.name[:10] for path in records] == ["round-0001", "round-0002"]
+        for record in records:
+            assert server.count(content(record)) == 1
+            assert "This record is right." in inspected(record, f"{apps.__file__}:make_model", capsys)
 
 
 def test_flares_simulator(tmp_path, capsys):

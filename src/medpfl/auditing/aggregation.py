@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass, replace
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -17,10 +18,51 @@ from medpfl.core.types import Update
 from medpfl.core.user_code.global_draws import seeded
 from medpfl.federated.client import ClientRound
 
-__all__ = ["Group", "Sum", "aggregates", "check_sum", "decrypts", "masks", "one_masked", "staying", "summed"]
+__all__ = [
+    "Group",
+    "Groups",
+    "Sum",
+    "aggregates",
+    "check_sum",
+    "decrypts",
+    "masks",
+    "one_masked",
+    "staying",
+    "summed",
+]
 
 Group = tuple[tuple[int, Tensor], ...]
 """Clients whose updates reach the server as one, each as (client number, image indices (N,)); one client if no sum."""
+
+
+@dataclass(frozen=True, eq=False)
+class Groups(Sequence[Group]):
+    """Consecutive groups of clients, each made when it is used: all groups of a large audit take much memory.
+
+    Attributes:
+        victims: image indices (U, N) of all updates.
+        numbers: the updates in these groups.
+        together: number of clients in a group.
+    """
+
+    victims: Tensor
+    numbers: range
+    together: int
+
+    def __len__(self) -> int:
+        return len(self.numbers) // self.together
+
+    @overload
+    def __getitem__(self, index: int) -> Group: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Groups: ...
+
+    def __getitem__(self, index: int | slice) -> Group | Groups:
+        chosen, each = range(len(self))[index], self.together
+        if isinstance(chosen, range):
+            return replace(self, numbers=self.numbers[chosen.start * each : chosen.stop * each])
+        return tuple((number, self.victims[number]) for number in self.numbers[chosen * each : (chosen + 1) * each])
 
 
 class Sum(NamedTuple):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 
-from medpfl.auditing.aggregation import Group, masks
+from medpfl.auditing.aggregation import Group, Groups, masks
 from medpfl.auditing.defense_parts import at_client, discloses, untold
 from medpfl.auditing.records.recorded import behind
 from medpfl.auditing.scenario import Scenario
@@ -39,7 +39,7 @@ class Job:
 
     attack: Attack
     defense: Defense
-    groups: tuple[Group, ...] = ()
+    groups: Sequence[Group] = ()
     rows: int = 0
     draw: int = 0
     stack: int = 0
@@ -78,7 +78,7 @@ def _controls(scenario: Scenario) -> Iterator[Job]:
     """Yield the attacks on random updates, and on single masked messages under secure aggregation."""
     kinds = [(RANDOM_UPDATE, NO_DEFENSE), *((MASKED, defense) for defense in filter(masks, scenario.defenses))]
     for control, defense in kinds:
-        groups = tuple(_stacks(scenario, defense)[0][:_RANDOM_UPDATES])
+        groups = _stacks(scenario, defense)[0][:_RANDOM_UPDATES]
         rows = len(groups) * scenario.plan.images
         for attack in scenario.attacks:
             yield Job(attack, defense, groups, rows, control=control)
@@ -89,11 +89,10 @@ def _attacks(scenario: Scenario) -> Iterator[Job]:
         images, stacks = scenario.plan.images * scenario.in_sum(defense), _stacks(scenario, defense)
         for attack, knows in product(scenario.attacks, knowledge_of(defense, scenario.threat)):
             for number, groups in enumerate(stacks):
-                yield Job(attack, defense, tuple(groups), len(groups) * images, draw, number, knows)
+                yield Job(attack, defense, groups, len(groups) * images, draw, number, knows)
 
 
-def _stacks(scenario: Scenario, defense: Defense) -> list[list[Group]]:
-    together, most = scenario.together(defense), scenario.stack(defense)
-    numbered = list(enumerate(scenario.victims))
-    groups = [tuple(numbered[i : i + together]) for i in range(0, len(numbered), together)]
+def _stacks(scenario: Scenario, defense: Defense) -> list[Groups]:
+    groups = Groups(scenario.victims, range(len(scenario.victims)), scenario.together(defense))
+    most = scenario.stack(defense)
     return [groups[i : i + most] for i in range(0, len(groups), most)]

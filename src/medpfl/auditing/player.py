@@ -236,7 +236,7 @@ class Player:
 
     @cached_property
     def _free(self) -> list[int]:
-        data, private = self.scenario.data, torch.cat(self.scenario.victims).tolist()
+        data, private = self.scenario.data, self.scenario.victims.flatten().tolist()
         patients, copies = {data.patients[i] for i in private} - {None}, data.copies.tolist()
         pictures = {copies[i] for i in private}
         return [i for i in range(len(data)) if copies[i] not in pictures and data.patients[i] not in patients]

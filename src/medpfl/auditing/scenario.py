@@ -110,12 +110,15 @@ class Scenario:
         return network_of(self.model, self.data.shape, len(self.data.classes), seed, self.weights)
 
     @cached_property
-    def victims(self) -> list[Tensor]:
-        """Image indices (N,) for each update to attack; the same for every attack, defense and draw."""
+    def victims(self) -> Tensor:
+        """Image indices (U, N) for the U updates to attack; the same for every attack, defense and draw."""
         generator, together = generator_of(self.run.seed, "victims"), max(map(self.together, self.defenses))
         assert self.selection.images is not None, "`fitted` comes first"
         with explained("the images cannot be distributed among clients"):
-            return draw_victims(self.data, self.selection.images, self.plan.images, self.partition, generator, together)
+            drawn = draw_victims(
+                self.data, self.selection.images, self.plan.images, self.partition, generator, together
+            )
+        return torch.stack(drawn)
 
     @cached_property
     def probe(self) -> Tensor:

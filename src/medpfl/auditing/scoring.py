@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -30,6 +30,7 @@ __all__ = ["Scorer"]
 _SMALL = 1e-3
 """Relative objective (1 at an update of zeros) up to which an attack that runs out of steps counts as converged."""
 
+_NOISE = ("noise_ssim", "noise_ncc")
 _OTHERS = ("mean_image_ssim", "mean_image_ncc", "mean_image_identified", "nearest_ssim", "nearest_ncc")
 """Baselines that need an image besides the target image."""
 
@@ -52,7 +53,11 @@ class Scorer:
     index: StudyIndex
     segments: bool = False
     best_match: bool = False
-    _baselines: dict[tuple[int, ...], dict[str, list[Any]]] = field(default_factory=dict, init=False, repr=False)
+    _baselines: dict[tuple[int, ...], tuple[tuple[float | None, ...], ...]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    """For each victim's images, N scores for each name in `_NOISE` and `_OTHERS`. Small arrays in their place, made
+    among large temporary ones, would keep the memory around those from being used again."""
 
     def rows(
         self,
@@ -99,7 +104,7 @@ class Scorer:
             }
             mine, truth = guesses[v].nan_to_num(0.0), truths[v]
             scores = {name: metric(mine, truth).tolist() for name, metric in registry(metric_package).items()}
-            scores |= self._baselines[tuple(own.tolist())]
+            scores |= zip((*_NOISE, *_OTHERS), self._baselines[tuple(own.tolist())], strict=True)
             scores |= {"ssim_worst": scores["ssim"], **_picked(guess, v, truth), **compared[v].best}
             found = self._victim(v, own, self._labels(guess, v, orders[v]), scores, compared[v], {**common, **ended})
             if self.segments and self.data.masks is not None:
@@ -224,12 +229,9 @@ class Scorer:
             return
         noise = [noise_scores(score, torch.cat([truth for _, truth in new.values()])) for score in (ssim, ncc)]
         sizes = [len(own) for own, _ in new.values()]
-        for (own, truth), of_ssim, of_ncc in zip(new.values(), *(one.split(sizes) for one in noise), strict=True):
-            self._baselines[tuple(own.tolist())] = {
-                "noise_ssim": of_ssim.tolist(),
-                "noise_ncc": of_ncc.tolist(),
-                **dict.fromkeys(_OTHERS, [None] * len(own)),
-            }
+        for (own, truth), *of_noise in zip(new.values(), *(one.split(sizes) for one in noise), strict=True):
+            unknown = (None,) * len(own)
+            self._baselines[tuple(own.tolist())] = (*_listed(of_noise), *[unknown] * len(_OTHERS))
             others = (copies[own][:, None] != copies).sum(1)  # a copy of the target image is no baseline
             if others.all():
                 count = others.view(-1, *[1] * (truth.ndim - 1))
@@ -244,19 +246,18 @@ class Scorer:
         hits, images, start = self._told(of_means, every)[0], self.data.images[near.place], 0
         for (own, truth), mean in zip(todo, means, strict=True):
             here = slice(start, start := start + len(own))
-            alone = near.other[here].isinf().tolist()  # no image of another patient
-            self._baselines[tuple(own.tolist())] |= {
-                "mean_image_ssim": ssim(mean, truth).tolist(),
-                "mean_image_ncc": ncc(mean, truth).tolist(),
-                "mean_image_identified": [None if hit is None else float(hit) for hit in hits[here]],
-                **{
-                    f"nearest_{name}": [
-                        None if only else one
-                        for one, only in zip(score(images[here], truth).tolist(), alone, strict=True)
-                    ]
-                    for name, score in _MATCHES.items()
-                },
-            }
+            alone = near.other[here].isinf()  # no image of another patient
+            of_nearest = (score(images[here], truth).masked_fill(alone, math.nan) for score in _MATCHES.values())
+            self._baselines[tuple(own.tolist())] = (
+                *self._baselines[tuple(own.tolist())][: len(_NOISE)],
+                *_listed([ssim(mean, truth), ncc(mean, truth)]),
+                tuple(None if hit is None else float(hit) for hit in hits[here]),
+                *_listed(of_nearest),
+            )
+
+
+def _listed(scores: Iterable[Tensor]) -> list[tuple[float, ...]]:
+    return [tuple(one.tolist()) for one in scores]
 
 
 class _Compared(NamedTuple):

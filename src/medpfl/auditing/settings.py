@@ -238,7 +238,7 @@ def of_reading(data: LabelledImages) -> list[str]:
     return [*skipped, *([beyond] if data.left_out else []), *_copies(data), *_gray(data)]
 
 
-_TOGETHER = 256
+_TOGETHER = 32
 """Number of images that are looked at together, so that they take little memory."""
 _NEUTRAL = 0.01
 """Mean difference between color channels in [0, 1] up to which an image counts as gray, after lossy compression."""

@@ -242,7 +242,7 @@ class Reconstruction:
                 object.__setattr__(self, one.name, value.detach())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Finding:
     """One row: one image under one attack and one defense. Images and patients are named only by study indices.
 

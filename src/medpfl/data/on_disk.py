@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from medpfl.core.errors import InputError
+from medpfl.core.shared_memory import empty
 from medpfl.data.reading.resize import with_channels
 
 __all__ = ["HELD", "Gathered", "OnDisk", "batched", "gathered"]
@@ -142,7 +143,7 @@ def _room(held: Tensor | None, count: int, shape: tuple[int, ...]) -> Tensor | N
         return None
     if held.shape == shape:
         return held
-    room = torch.empty(shape)
+    room = empty(shape)
     if count:  # gray images, until the first one in color
         room[:count] = held[:count]
     return room

@@ -72,7 +72,8 @@ class Processes(Engine):
 class _Crew(Crew):
     def __init__(self, work: Work, most: int, threads: int) -> None:
         self.work, self.most, self.threads, self.speech = work, most, threads, Speech.now()
-        self.payload = packed(work)
+        self.held = list[Any]()
+        self.payload = packed(work, self.held)
         self.workers: list[_Worker] = []
 
     def results(self, tasks: Sequence[Any], watch: Watch | None = None) -> Results:
@@ -84,7 +85,8 @@ class _Crew(Crew):
                 place, worker = todo.popleft(), idle.pop()
                 tries[place] += 1
                 busy[worker.submit(tasks[place])] = (place, worker)
-            self.payload = b""  # all workers have it; it is as large as the images
+            if not self.held:  # all workers have it; without shared memory, it is as large as the images
+                self.payload = b""
             done, _ = wait(busy, _TICK, FIRST_COMPLETED)
             told((place, worker.share.value) for place, worker in busy.values())
             for future in done:
@@ -107,7 +109,7 @@ class _Crew(Crew):
                 yield place, result
 
     def _new(self) -> _Worker:
-        context, self.payload = multiprocessing.get_context(_method()), self.payload or packed(self.work)
+        context, self.payload = multiprocessing.get_context(_method()), self.payload or packed(self.work, self.held)
         self.workers.append(
             _Worker(context, self.payload, lambda share, alive: (self.threads, share, alive, self.speech))
         )

@@ -17,20 +17,37 @@ __all__ = ["packed", "shipped"]
 
 
 class _Pickler(cloudpickle.Pickler):
-    """Sends a class of the user's own whole, and a dataclass's mark for a missing default as what it is everywhere."""
+    """Sends a class of the user's own whole, and a dataclass's mark for a missing default as what it is everywhere.
+
+    Args:
+        file: file to write to.
+        held: gets copies of large tensors, which other processes of this machine open where they are; ``None`` sends
+            all tensors.
+    """
 
     dispatch_table: ClassVar = {**cloudpickle.Pickler.dispatch_table, type(MISSING): lambda _: "MISSING"}
 
+    def __init__(self, file: BytesIO, held: list[Any] | None) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.held = held
+
     def reducer_override(self, obj: Any) -> Any:
-        """Send many images as an array, which is copied once on each side; torch copies a tensor's bytes twice more."""
+        """Send many images as their place in shared memory, or as an array; torch copies a tensor's bytes twice more.
+
+        An array is copied once on each side.
+        """
         torch = sys.modules.get("torch")
-        if torch is not None and type(obj) is torch.Tensor and _is_plain(obj) and obj.nbytes > _LARGE:
-            return torch.from_numpy, (obj.numpy(),)
-        return super().reducer_override(obj)
+        if torch is None or type(obj) is not torch.Tensor:
+            return super().reducer_override(obj)
+        from medpfl.core.shared_memory import LARGE, empty, opened, shared  # not at the top: it imports torch
 
-
-_LARGE = 2**20
-"""Bytes above which a tensor is sent as an array."""
+        plain = _is_plain(obj) and obj.nbytes >= LARGE
+        if self.held is not None and (place := shared(obj)) is not None:
+            return opened, tuple(place)
+        if self.held is not None and plain and (place := shared(copy := empty(obj.shape, obj.dtype))) is not None:
+            self.held.append(copy.copy_(obj))
+            return opened, tuple(place)
+        return (torch.from_numpy, (obj.numpy(),)) if plain else super().reducer_override(obj)
 
 
 def _is_plain(tensor: Any) -> bool:
@@ -45,8 +62,13 @@ def _is_plain(tensor: Any) -> bool:
     )
 
 
-def packed(work: Any) -> bytes:
+def packed(work: Any, held: list[Any] | None = None) -> bytes:
     """Return work as bytes. The user's own modules are sent whole, since another process may not find them.
+
+    Args:
+        work: the work.
+        held: gets what processes of this machine open in place of large tensors, and must last as long as the bytes.
+            ``None`` for other machines.
 
     Raises:
         InputError: a part cannot be sent.
@@ -58,7 +80,7 @@ def packed(work: Any) -> bytes:
         for module in sent:
             cloudpickle.register_pickle_by_value(module)
         made = BytesIO()
-        _Pickler(made, protocol=pickle.HIGHEST_PROTOCOL).dump(work)
+        _Pickler(made, held).dump(work)
         return made.getvalue()
     except (pickle.PicklingError, TypeError, AttributeError, ValueError, RecursionError, NotImplementedError) as error:
         reason = str(error).partition("\n")[0]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["Nearest", "distances", "nearest"]
 
-_ELEMENTS = 2**20
+_ELEMENTS = 2**18
 """Number of gallery elements that are compared together."""
 
 _ROUNDING = 1e-5

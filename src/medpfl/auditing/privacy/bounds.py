@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from medpfl.auditing.defense_parts import at_client
 from medpfl.auditing.privacy.epsilon import ROUNDS, private_parts, uncovered_statistics
@@ -88,7 +87,7 @@ def _numbers(seen: Mechanism) -> dict[str, Any]:
 
 def _no_prior(scenario: Scenario, scorer: Scorer, seen: Mechanism) -> dict[str, float | None]:
     """Return success rates for guesses without a prior, as if each image took part in every step."""
-    own, numbers = torch.cat(scenario.victims), (seen.noise, seen.rate, seen.steps)
+    own, numbers = scenario.victims.flatten(), (seen.noise, seen.rate, seen.steps)
     generator, hits, told = generator_of(scenario.run.seed, "no prior", *numbers), [], []
     for _ in range(-(-_GUESSES // len(own))):
         for some in own.split(_GUESSES):
