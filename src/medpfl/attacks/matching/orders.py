@@ -6,7 +6,8 @@ is unknown. With several epochs, it is also unknown at which step an image retur
 
 Each guess of the sequence needs a search of its own, which is expensive. But the last layer's update hardly depends on
 the images: it is a sum of p - y over the steps, and p depends on the labels of earlier steps. So every sequence is
-first played once, with made-up images. Only those whose last layer comes nearest to the sent one compete in searches.
+first played once, with made-up images, and the best ones several times, each time with other images. Only those whose
+last layer comes nearest to the sent one compete in searches.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from math import factorial
+from math import factorial, log
 
 import torch
 from torch import Tensor
@@ -35,8 +36,13 @@ PLAYED = 1024
 _FEW, _CHUNK = 64, 64
 """The same for models too large to be evaluated together, and number of sequences in one evaluation otherwise."""
 
+_AGAIN, _PART = 7, 16
+"""How often the best sequences are played again, and the part of the sequences that are: the limit over this number."""
+
 _COARSE = 4
 """Side of the made-up images before they are enlarged. Batch norm needs images that are not constant."""
+
+_TINY = 1e-30
 
 Guess = tuple[tuple[int, ...], ...]
 """A sequence: the images' labels, then the order of the images in each epoch but the first."""
@@ -100,7 +106,8 @@ class _MadeUpClient:
 
     def __init__(self, seen: Observation, victim: int, generator: torch.Generator) -> None:
         self.seen, self.view, self.plan = seen, seen.views[0], seen.views[0].plans[0]
-        self.images = _smooth((seen.num_images, *seen.image_shape), generator)
+        shape = (seen.num_images, *seen.image_shape)
+        self.images, *self.others = (_smooth(shape, generator) for _ in range(1 + _AGAIN))
         self.names = [name for name in last_layer(seen) if name] or list(self.view.weights.parameters)
         self.sent = {}
         for name in self.names:
@@ -114,8 +121,18 @@ class _MadeUpClient:
         return self.given or [range(len(guess[0])), *guess[1:]]
 
     def likeliest(self, labels: tuple[int, ...], count: int, generator: torch.Generator) -> list[Guess]:
-        """Return at most `count` guesses, the nearest to the sent update first."""
+        """Return at most `count` guesses, the nearest to the sent update first: by the mean logarithm of distances.
+
+        In 36 tuning cases (LeNet, five images, 32 to 1,024 sequences), the true one is among the first four 30 times;
+        by one set of images, 22 times.
+        """
         limit = PLAYED if self.small else _FEW
+        best = self._nearest(labels, max(count, limit // _PART), limit, generator)
+        costs = [self._costs(best, images) for images in (self.images, *self.others)]
+        return sorted(best, key=lambda guess: sum(log(max(one[guess], _TINY)) for one in costs))[:count]
+
+    def _nearest(self, labels: tuple[int, ...], count: int, limit: int, generator: torch.Generator) -> list[Guess]:
+        """Return at most `count` of at most `limit` guesses, the nearest to the sent update by one set of images."""
         free = self.plan.epochs - 1 if self.given is None else 0
         images, known = len(labels), self.seen.labels is not None
         possible = (factorial(images) if known else self.seen.num_classes**images) * factorial(images) ** free
@@ -127,11 +144,11 @@ class _MadeUpClient:
             )
             orders = itertools.product(itertools.permutations(range(images)), repeat=free)
             guesses = [self._sorted((first, *later)) for first, later in itertools.product(firsts, list(orders))]
-            costs = self._costs(guesses := list(dict.fromkeys(guesses)))
+            costs = self._costs(guesses := list(dict.fromkeys(guesses)), self.images)
             return sorted(guesses, key=lambda guess: costs[guess])[:count]
         shuffled = [tuple(labels[i] for i in torch.randperm(images, generator=generator)) for _ in range(limit // 4)]
         later = (tuple(range(images)),) * free
-        costs = self._costs(list(dict.fromkeys(self._sorted((first, *later)) for first in shuffled)))
+        costs = self._costs(list(dict.fromkeys(self._sorted((first, *later)) for first in shuffled)), self.images)
         expanded: set[Guess] = set()
         while len(costs) < limit:
             best = sorted(costs, key=lambda guess: costs[guess])[:count]
@@ -139,7 +156,7 @@ class _MadeUpClient:
                 break
             expanded.add(open_[0])
             new = dict.fromkeys(g for g in map(self._sorted, self._neighbors(open_[0])) if g not in costs)
-            costs |= self._costs(list(new)[: limit - len(costs)])
+            costs |= self._costs(list(new)[: limit - len(costs)], self.images)
         return sorted(costs, key=lambda guess: costs[guess])[:count]
 
     def _sorted(self, guess: Guess) -> Guess:
@@ -161,12 +178,12 @@ class _MadeUpClient:
                 if row[i] != row[j]:
                     yield (*guess[:place], _with(row, {i: row[j], j: row[i]}), *guess[place + 1 :])
 
-    def _costs(self, guesses: list[Guess]) -> dict[Guess, float]:
-        """Play guesses, and return the last layer's squared distances, relative to the sent one."""
+    def _costs(self, guesses: list[Guess], images: Tensor) -> dict[Guess, float]:
+        """Play guesses with images (N, C, H, W), and return the last layer's relative squared distance of each."""
         if not guesses:
             return {}
         like = next(iter(self.view.weights.parameters.values()))
-        images = self.images.to(like)
+        images = images.to(like)
         labels = torch.tensor([guess[0] for guess in guesses], device=like.device)
         labels = functional.one_hot(labels, self.seen.num_classes).to(like)
         orders = torch.tensor([[list(row) for row in self.order(guess)] for guess in guesses], device=like.device)
@@ -185,7 +202,7 @@ class _MadeUpClient:
 
     def _apart(self, name: str, made: Tensor) -> Tensor:
         sent, told = self.sent[name]
-        return ((made - sent) * told).square().sum() / (sent * told).square().sum().clamp(min=1e-30)
+        return ((made - sent) * told).square().sum() / (sent * told).square().sum().clamp(min=_TINY)
 
 
 def _with(row: tuple[int, ...], changes: dict[int, int]) -> tuple[int, ...]:
