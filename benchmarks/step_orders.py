@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.rows import columns, conditions, now, rate
 from benchmarks.scenes import REPORTED, TUNED, available, held_out, known_images, play, shuffled
-from medpfl.attacks import Posterior
+from medpfl.attacks import Posterior, WorstCase
 from medpfl.core.plan import Plan
 from medpfl.core.threat import ThreatModel
 from medpfl.core.types import Reconstruction
@@ -99,7 +99,8 @@ def _draw(chosen: argparse.Namespace, name: str, model: str, order: str, draw: i
     case = play(network, images[own][None], labels[own][None], classes, plan=plan, threat=threat)
     asked = play(network, images[own][None], labels[own][None], classes, plan=plan, threat=ThreatModel(("order",)))
     began = now()
-    found = Posterior(steps=chosen.steps)(case.seen, torch.Generator().manual_seed(draw))
+    attack = WorstCase(chosen.budget) if chosen.budget else Posterior(steps=chosen.steps)
+    found = attack(case.seen, torch.Generator().manual_seed(draw))
     tally.seconds += now() - began
     steps = torch.arange(len(own)) if asked.seen.order is None or order == "granted" else asked.seen.order[0, 0]
     places = torch.stack([(known == image).flatten(1).all(1).nonzero()[0, 0] for image in images[own[steps]]])
@@ -117,6 +118,7 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=0.01, help="local learning rate")
     parser.add_argument("--size", type=int, default=32, help="pixels per side")
     parser.add_argument("--draws", type=int, default=3, help="draws of the weights, with one update each")
-    parser.add_argument("--steps", type=int, default=600, help="steps of the search")
+    parser.add_argument("--steps", type=int, default=600, help="steps of Posterior")
+    parser.add_argument("--budget", type=int, default=0, help="evaluations of WorstCase, which then attacks in its place")
     parser.add_argument("--tune", action="store_true", help="use the rows and weights for tuning")
     return parser.parse_args(arguments)
