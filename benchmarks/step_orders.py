@@ -119,6 +119,6 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=32, help="pixels per side")
     parser.add_argument("--draws", type=int, default=3, help="draws of the weights, with one update each")
     parser.add_argument("--steps", type=int, default=600, help="steps of Posterior")
-    parser.add_argument("--budget", type=int, default=0, help="evaluations of WorstCase, which then attacks in its place")
+    parser.add_argument("--budget", type=int, default=0, help="evaluations of WorstCase, in place of Posterior")
     parser.add_argument("--tune", action="store_true", help="use the rows and weights for tuning")
     return parser.parse_args(arguments)
