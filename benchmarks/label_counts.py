@@ -24,6 +24,7 @@ from medpfl.attacks.label_counts.evidence import rounded
 from medpfl.attacks.matching.labels import LastLayer, last_layer, mean_gradient
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Model
+from medpfl.core.threat import ThreatModel
 from medpfl.metrics.rates import interval
 from medpfl.models import ConvNet, LeNet, ResNet
 
@@ -33,6 +34,9 @@ MODELS: dict[str, Model] = {
     "ConvNet, batch norm": ConvNet(norm="batch"),
     "ResNet-18": ResNet(18),
 }
+NEUTRAL = 0.01
+"""Mean difference between channels up to which a set counts as gray, as in an audit."""
+
 SIZE, STEPS, IMAGES = 32, 5, 4
 """Pixels per side; local steps, and images in each, under FedAvg."""
 
@@ -109,13 +113,15 @@ def scenes(cell: Cell, chosen: argparse.Namespace) -> Iterator[Scene]:
     for name in chosen.sets:
         images, labels, classes = held_out(name, 1000, SIZE, chosen.tune)
         other, *_ = held_out(name, 1000, SIZE, not chosen.tune)
+        gray = float((images - images.mean(1, keepdim=True)).abs().mean()) < NEUTRAL
+        threat = ThreatModel().knowing(gray and not chosen.color)
         for draw in range(chosen.draws):
             seed = (TUNED if chosen.tune else REPORTED) + draw
             network = network_of(cell, name, classes, seed)
             generator = torch.Generator().manual_seed(seed)
             own = [torch.randperm(len(images), generator=generator)[: cell.plan.images] for _ in range(chosen.count)]
             rows = torch.stack(own)
-            case = play(network, images[rows], labels[rows], classes, plan=cell.plan)
+            case = play(network, images[rows], labels[rows], classes, plan=cell.plan, threat=threat)
             yield replace(case, seen=replace(case.seen, auxiliary=other)) if chosen.auxiliary else case
 
 
@@ -215,5 +221,8 @@ def parsed(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--draws", type=int, default=3, help="draws of the weights per set")
     parser.add_argument("--count", type=int, default=12, help="updates per draw")
     parser.add_argument("--auxiliary", action="store_true", help="the attacker has the images of the other rows")
+    parser.add_argument(
+        "--color", action="store_true", help="the attacker does not know that the images of a set are gray"
+    )
     parser.add_argument("--tune", action="store_true", help="even rows and other weights, for tuning")
     return parser.parse_args(arguments)

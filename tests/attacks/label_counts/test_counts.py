@@ -192,12 +192,19 @@ def test_small_phantoms_are_drawn_once_and_no_attack_changes_those_of_the_next(m
     monkeypatch.setattr(clients, "_KEPT", 64 * 4 * 12**2)
     clients._drawn.cache_clear()
     for side, draws in ((12, 1), (13, 2)):
-        seen = SimpleNamespace(auxiliary=None, image_shape=(1, side, side))
+        seen = SimpleNamespace(auxiliary=None, image_shape=(1, side, side), gray=False)
         clients._images(seen, 64, 4).zero_()
         expected = phantoms((1, side, side), 64, 4, torch.Generator().manual_seed(0))
         assert torch.equal(clients._images(seen, 64, 4), expected)
         assert len(asked) == draws
         asked.clear()
+
+
+def test_phantoms_are_gray_where_the_images_are_known_to_be():
+    seen = SimpleNamespace(auxiliary=None, image_shape=(3, 12, 12), gray=True)
+    made = clients._images(seen, 64, 4)
+    expected = phantoms((1, 12, 12), 64, 4, torch.Generator().manual_seed(0))
+    assert torch.equal(made, expected.expand(-1, -1, 3, -1, -1))
 
 
 def test_phantoms_of_a_family_are_alike():

@@ -102,11 +102,12 @@ def _images(seen: Observation, families: int, each: int) -> Tensor:
 
     They are the same for each attack on such images.
     """
-    own, shape = seen.auxiliary, seen.image_shape
+    own, (channels, *sides) = seen.auxiliary, seen.image_shape
     if own is not None and len(own) >= _ENOUGH:
         return own.cpu()[torch.randint(len(own), (families, each), generator=torch.Generator().manual_seed(0))]
+    shape = (1 if seen.gray else channels, *sides)
     drawn = _drawn if families * each * prod(shape) <= _KEPT else _drawn.__wrapped__
-    return drawn(shape, families, each).clone()  # a model may change what it is given
+    return drawn(shape, families, each).repeat_interleave(channels // shape[0], 2)  # a copy, which a model may change
 
 
 @lru_cache(maxsize=4)
