@@ -89,6 +89,36 @@ def test_the_last_search_takes_the_sequence_of_labels_that_the_first_found(monke
     assert last.order[0, 0].tolist() == (first.order[0, 0].tolist() if order == "as granted" else order)
 
 
+def test_the_last_search_takes_no_labels_of_an_attack_that_read_nothing(monkeypatch):
+    plan, taken = Plan(algorithm="FedAvg", batch_size=1, local_images=2, learning_rate=0.1), []
+    images, labels = smooth(2).view(1, 2, 1, 12, 12), torch.tensor([[2, 1]])
+    network, noise = MLP((64, 64)).build((1, 12, 12), 3, 0), LaplaceNoise(1e-2)
+    seen = scene(network, images, labels, plan, defense=noise, threat=ThreatModel(("labels",)))
+    search = worst_case.Search.__call__
+
+    def spied(self: worst_case.Search, seen: Observation, generator: torch.Generator) -> Reconstruction:
+        taken.append(self.sequence)
+        return search(self, seen, generator)
+
+    monkeypatch.setattr(worst_case.Search, "__call__", spied)
+    found = WorstCase(evaluations=120)(seen, generator())
+    assert "Separation" in found.unread[0]
+    first, last = taken
+    assert first is None
+    assert sorted(last[0].tolist()) == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "plan", [Plan(batch_size=2, mode="train"), Plan("FedAvg", batch_size=1, local_images=2, epochs=2)]
+)
+def test_deep_networks_and_mixed_batches_are_searched_in_one_way(plan):
+    network = ConvNet(width=4, depth=2, norm="batch") if plan.batch_size > 1 else MLP((16,) * 12)
+    images, labels = smooth(2).view(1, 2, 1, 12, 12), torch.tensor([[0, 1]])
+    seen = scene(network.build((1, 12, 12), 3, 0), images, labels, plan)
+    assert not worst_case._searches(seen, 120)[1]
+    WorstCase(evaluations=120)(seen, generator())
+
+
 @pytest.mark.slow
 def test_the_guess_is_the_first_candidate_and_the_likeliest():
     seen, found = searched(None)
@@ -204,7 +234,7 @@ def test_batches_that_batch_norm_mixes_are_searched_on_the_cosine(mode, batch, n
     network = ConvNet(width=4, depth=2, norm="batch").build((1, 12, 12), 3, 0)
     images, labels = smooth(2 * batch).view(2, batch, 1, 12, 12), torch.zeros(2, batch, dtype=torch.long)
     seen = scene(network, images, labels, Plan(batch_size=batch, mode=mode))
-    assert [search.name for search in worst_case._searches(seen, 200)] == [name]
+    assert [search.name for search in worst_case._searches(seen, 200)[0]] == [name]
 
 
 def test_some_victims_of_an_observation_are_those_that_it_would_hold_alone():

@@ -768,7 +768,7 @@ def evaluations_take(monkeypatch, seconds):
 def test_minutes_become_evaluations(folder, monkeypatch, seconds, solved, evaluations, other_attacks):
     """Two minutes; without an analytic attack, the shortest searches run however long they take."""
     evaluations_take(monkeypatch, seconds)
-    monkeypatch.setattr("medpfl.attacks.worst_case._searches", lambda *_: [])
+    monkeypatch.setattr("medpfl.attacks.worst_case._searches", lambda *_: ([], False))
     if not solved:
         monkeypatch.setattr("medpfl.attacks.worst_case._SOLVERS", ())
     report = tiny(folder, attacks=())
@@ -778,7 +778,7 @@ def test_minutes_become_evaluations(folder, monkeypatch, seconds, solved, evalua
 
 
 def test_a_run_keeps_its_budget(folder, monkeypatch, tmp_path):
-    monkeypatch.setattr("medpfl.attacks.worst_case._searches", lambda *_: [])
+    monkeypatch.setattr("medpfl.attacks.worst_case._searches", lambda *_: ([], False))
     evaluations_take(monkeypatch, 1.0)
     first = tiny(folder, attacks=(), out=tmp_path / "run")
     evaluations_take(monkeypatch, 0.5)

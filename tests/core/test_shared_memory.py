@@ -1,4 +1,4 @@
-"""Large tensors that several processes use are in memory once, and no process changes another's."""
+"""Large tensors that several processes use are in memory once, and those that open one do not change it."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def test_reasons_why_nothing_was_read_are_counted_by_update_the_commonest_first(
 
 
 def test_a_page_shows_them_and_the_terminal_where_the_verdict_is_inconclusive(tmp_path):
-    told = "Nothing was read of 1 of 2 updates (<b>noise</b>)."
+    told = "Without a search, nothing was read of 1 of 2 updates (<b>noise</b>)."
     shown = pages(tmp_path, [cell()], rows=blind("<b>noise</b>", ""))
     assert all(told in Page(html).words for html in shown)
     assert all("Nothing was read" not in html for html in pages(tmp_path, [cell()], rows=blind("")))
@@ -145,6 +145,6 @@ def test_a_page_shows_them_and_the_terminal_where_the_verdict_is_inconclusive(tm
     rows = blind("noise", defense=LAPLACE)
     told = rows + blind("noise", defense=LAPLACE, grants=("defense",))
     assert unread_lines([one, replace(one, knows_defense=True)], told) == [
-        "iDLG, LaplaceNoise(scale=0.01): nothing was read of 1 of 1 update (noise)"
+        "iDLG, LaplaceNoise(scale=0.01): without a search, nothing was read of 1 of 1 update (noise)"
     ]
     assert unread_lines([replace(one, union=replace(one.union, verdict=LEAKS))], rows) == []

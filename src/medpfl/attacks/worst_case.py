@@ -96,7 +96,7 @@ class WorstCase(Attack):
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """Reconstruct the images of each victim."""
         solvers = solvers_of(seen.model, seen.views[0].plans, seen.image_shape)
-        searches = _searches(seen, self.evaluations)
+        searches, continued = _searches(seen, self.evaluations)
         members = len(solvers) + len(searches) + 1
         seeds = torch.randint(2**62, (members,), generator=generator).tolist()
         found = _Guesses(seen, len(solvers), members)
@@ -112,9 +112,11 @@ class WorstCase(Attack):
             if len(victims := found.unexplained):
                 add(k, search, victims)
         left = self.evaluations - int(found.evaluations.sum(1).amax())
-        if searches and left > 1 and len(victims := found.unexplained):
-            last, start = Posterior() if _noisy(seen) else iDLG(), Solved(found.best(victims).cpu())
-            add(members - 1, Search(last, left, start, found.sequence(victims)), victims)
+        if continued and left > 1 and len(victims := found.unexplained):
+            last, start, sequence = Posterior() if _noisy(seen) else iDLG(), found.best(victims), None
+            if unknown_order(seen):  # the images belong to the labels that were found with them
+                start, sequence = (made[victims, len(solvers)] for made in (found.images, found.labels))
+            add(members - 1, Search(last, left, Solved(start.cpu()), sequence), victims)
         return found.reconstruction()
 
 
@@ -129,17 +131,20 @@ def may_explain(model: nn.Module, plans: tuple[Plan, ...], image_shape: tuple[in
     return any(not (batch and isinstance(found, APRIL)) for found in solvers_of(model, plans, image_shape))
 
 
-def _searches(seen: Observation, evaluations: int) -> list[Search]:
-    """Return the searches for an observation, which share a budget for each victim; none below `LEAST`."""
+def _searches(seen: Observation, evaluations: int) -> tuple[list[Search], bool]:
+    """Return the searches for an observation, which share a budget for each victim, and True if another continues.
+
+    There are none below `LEAST`.
+    """
     if evaluations < LEAST:
-        return []
+        return [], False
     if deep := [attack for attack in GradInv().suited(seen.model) if isinstance(attack, GradInv)]:
-        return [Search(attack, evaluations // len(deep)) for attack in deep]
+        return [Search(attack, evaluations // len(deep)) for attack in deep], False
     if unknown_order(seen) and any(plan.epochs > 1 for plan in seen.views[0].plans):
-        return [Search(Posterior(), evaluations)]  # a guess does not tell at which step an image returns
+        return [Search(Posterior(), evaluations)], False  # a guess does not tell at which step an image returns
     if batch_norms(seen.model) and any(plan.batch_size > 1 for plan in seen.views[0].plans):
-        return [Search(_MIXED, evaluations)]
-    return [Search(Posterior(), int(_FIRST * evaluations))]
+        return [Search(_MIXED, evaluations)], False
+    return [Search(Posterior(), int(_FIRST * evaluations))], True
 
 
 def _noisy(seen: Observation) -> bool:
@@ -277,10 +282,6 @@ class _Guesses:
     def best(self, victims: Tensor) -> Tensor:
         """Return the best guesses (A, N, C, H, W) for some victims (A,)."""
         return self.images[victims, self._order[victims, 0]]
-
-    def sequence(self, victims: Tensor) -> Tensor | None:
-        """Return the best guesses' classes (A, N) for some victims (A,); ``None`` if their order is known."""
-        return self.labels[victims, self._order[victims, 0]] if unknown_order(self.seen) else None
 
     def reconstruction(self) -> Reconstruction:
         """Return each victim's guesses in the order of the choice."""

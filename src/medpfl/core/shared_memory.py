@@ -58,13 +58,17 @@ def shared(tensor: Tensor) -> Shared | None:
 
 
 def opened(path: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return a tensor in another process's memory, see `Shared`. Changes of either remain its own."""
+    """Return a tensor in another process's memory, see `Shared`. Changes of it remain its own.
+
+    Do not change the original once it is shared: a change may or may not appear here.
+    """
     with Path(path).open("rb") as file:
         memory = mmap.mmap(file.fileno(), prod(shape) * dtype.itemsize, access=mmap.ACCESS_COPY)
     return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def _made(size: int) -> Tensor:
+    """Return bytes in new shared memory, which takes two of the process's open files: this one, and one of `mmap`."""
     file = os.memfd_create("medpfl")
     try:
         os.ftruncate(file, size)

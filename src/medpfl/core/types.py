@@ -219,8 +219,8 @@ class Reconstruction:
             may be empty. ``()``: the attack gives none.
         found_by: V names of the attacks behind the guesses, for an attack that chooses among those of several. Each
             obeys the rules of a certificate. ``()``: the attack runs no other.
-        unread: V reasons why the attack read nothing of an update, by the same rules; ``""`` if it read something.
-            ``()``: the attack states none.
+        unread: V reasons why an analytic attack read nothing of an update, by the same rules; ``""`` if it read
+            something. A search of the same ensemble may have found the guess. ``()``: the attack states none.
     """
 
     guesses: Tensor
@@ -266,8 +266,8 @@ class Finding:
             gives none. Rows of older versions lack it.
         found_by: the attack behind the guess, if the row's attack chose among several; otherwise ``""``, as in rows of
             older versions.
-        unread: why the attack read nothing of the update; ``""`` if it read something or does not say, as in rows of
-            older versions.
+        unread: why an analytic attack read nothing of the update; ``""`` if it read something or does not say, as in
+            rows of older versions.
     """
 
     __pydantic_config__: ClassVar[Any] = {"strict": True, "extra": "forbid", "allow_inf_nan": False}

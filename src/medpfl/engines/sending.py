@@ -21,8 +21,8 @@ class _Pickler(cloudpickle.Pickler):
 
     Args:
         file: file to write to.
-        held: gets copies of large tensors, which other processes of this machine open where they are; ``None`` sends
-            all tensors.
+        held: gets large tensors or their copies, which other processes of this machine open where they are; ``None``
+            sends all tensors.
     """
 
     dispatch_table: ClassVar = {**cloudpickle.Pickler.dispatch_table, type(MISSING): lambda _: "MISSING"}
@@ -43,6 +43,7 @@ class _Pickler(cloudpickle.Pickler):
 
         plain = _is_plain(obj) and obj.nbytes >= LARGE
         if self.held is not None and (place := shared(obj)) is not None:
+            self.held.append(obj)
             return opened, tuple(place)
         if self.held is not None and plain and (place := shared(copy := empty(obj.shape, obj.dtype))) is not None:
             self.held.append(copy.copy_(obj))

@@ -127,12 +127,14 @@ class _MadeUpClient:
         by one set of images, 22 times.
         """
         limit = PLAYED if self.small else _FEW
-        best = self._nearest(labels, max(count, limit // _PART), limit, generator)
-        costs = [self._costs(best, images) for images in (self.images, *self.others)]
-        return sorted(best, key=lambda guess: sum(log(max(one[guess], _TINY)) for one in costs))[:count]
+        first = self._nearest(labels, max(count, limit // _PART), limit, generator)
+        costs = [first, *(self._costs(list(first), images) for images in self.others)]
+        return sorted(first, key=lambda guess: sum(log(max(one[guess], _TINY)) for one in costs))[:count]
 
-    def _nearest(self, labels: tuple[int, ...], count: int, limit: int, generator: torch.Generator) -> list[Guess]:
-        """Return at most `count` of at most `limit` guesses, the nearest to the sent update by one set of images."""
+    def _nearest(
+        self, labels: tuple[int, ...], count: int, limit: int, generator: torch.Generator
+    ) -> dict[Guess, float]:
+        """Return the costs of the nearest `count` of at most `limit` guesses, by the first set of images."""
         free = self.plan.epochs - 1 if self.given is None else 0
         images, known = len(labels), self.seen.labels is not None
         possible = (factorial(images) if known else self.seen.num_classes**images) * factorial(images) ** free
@@ -145,19 +147,18 @@ class _MadeUpClient:
             orders = itertools.product(itertools.permutations(range(images)), repeat=free)
             guesses = [self._sorted((first, *later)) for first, later in itertools.product(firsts, list(orders))]
             costs = self._costs(guesses := list(dict.fromkeys(guesses)), self.images)
-            return sorted(guesses, key=lambda guess: costs[guess])[:count]
+            return _lowest(costs, count)
         shuffled = [tuple(labels[i] for i in torch.randperm(images, generator=generator)) for _ in range(limit // 4)]
         later = (tuple(range(images)),) * free
         costs = self._costs(list(dict.fromkeys(self._sorted((first, *later)) for first in shuffled)), self.images)
         expanded: set[Guess] = set()
         while len(costs) < limit:
-            best = sorted(costs, key=lambda guess: costs[guess])[:count]
-            if not (open_ := [guess for guess in best if guess not in expanded]):
+            if not (open_ := [guess for guess in _lowest(costs, count) if guess not in expanded]):
                 break
             expanded.add(open_[0])
             new = dict.fromkeys(g for g in map(self._sorted, self._neighbors(open_[0])) if g not in costs)
             costs |= self._costs(list(new)[: limit - len(costs)], self.images)
-        return sorted(costs, key=lambda guess: costs[guess])[:count]
+        return _lowest(costs, count)
 
     def _sorted(self, guess: Guess) -> Guess:
         """Return the guess with sorted steps, since the order of images within a step does not matter."""
@@ -203,6 +204,11 @@ class _MadeUpClient:
     def _apart(self, name: str, made: Tensor) -> Tensor:
         sent, told = self.sent[name]
         return ((made - sent) * told).square().sum() / (sent * told).square().sum().clamp(min=_TINY)
+
+
+def _lowest(costs: dict[Guess, float], count: int) -> dict[Guess, float]:
+    """Return at most `count` guesses with the lowest costs, in this order."""
+    return {guess: costs[guess] for guess in sorted(costs, key=lambda guess: costs[guess])[:count]}
 
 
 def _with(row: tuple[int, ...], changes: dict[int, int]) -> tuple[int, ...]:

@@ -89,7 +89,7 @@ def finders(cell: Cell, rows: Sequence[Finding]) -> str:
 
 
 def unread(cell: Cell, rows: Iterable[Finding]) -> str:
-    """Return of how many of a cell's updates the attack read nothing, and why; ``""`` if it states no reason."""
+    """Return the share of a cell's updates that no analytic attack read, and why; ``""`` if no reason is stated."""
     told = _by_update("unread", cell_rows(cell, rows))
     reasons = [reason for reason, _ in Counter(filter(None, told)).most_common()]
     more = "; ..." if len(reasons) > _SHOWN else ""
@@ -97,10 +97,10 @@ def unread(cell: Cell, rows: Iterable[Finding]) -> str:
 
 
 def unread_lines(cells: Iterable[Cell], rows: Sequence[Finding]) -> list[str]:
-    """Return a line for each attack that read nothing of updates, where the verdict on the defense is inconclusive."""
+    """Return a line for each attack with unread updates, where the verdict on the defense is inconclusive."""
     unsure = [cell for cell in cells if cell.union.verdict == INCONCLUSIVE]
     told = [(f"{label(cell.attack)}, {label(cell.defense)}", unread(cell, rows)) for cell in unsure]
-    return [*dict.fromkeys(f"{name}: nothing was read of {why}" for name, why in told if why)]
+    return [*dict.fromkeys(f"{name}: without a search, nothing was read of {why}" for name, why in told if why)]
 
 
 def _by_update(field: str, rows: Iterable[Finding]) -> list[str]:
