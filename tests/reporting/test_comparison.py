@@ -68,7 +68,7 @@ def test_a_failed_attack_is_never_ranked_best():
         "inconclusive: these attacks fail here even without a defense": {
             **few, "verdict": INCONCLUSIVE, "flags": ["control-failed"]},
         "these attacks fail here even without a defense": {**few, "flags": ["control-failed"]},
-        "the searches stopped at their budget": {**few, "flags": ["out-of-budget"]},
+        "the searches had too small a budget": {**few, "flags": ["out-of-budget"]},
         "some images were not attacked": {**few, "flags": ["incomplete"]},
         "these attacks did not know the defense": {**few, "knows_defense": False},
         "these attacks made no use of what the defense discloses": {**few, "flags": ["disclosure-unused"]},

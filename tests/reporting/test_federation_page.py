@@ -104,10 +104,10 @@ def test_too_few_updates_need_more_records_and_no_option_that_a_record_ignores(t
 
 def test_a_budget_that_ended_is_said_where_the_answer_is(tmp_path):
     over, text = page(tmp_path, [failed("control-failed", "out-of-budget")])
-    assert "the searches stopped at their budget before they converged" in sentences(over)[0][1]
+    assert "the searches had too small a budget" in sentences(over)[0][1]
     assert "Let the searches run longer (--minutes)." in text
     shown = answered([failed("control-failed", "out-of-budget", defense=UNDEFENDED)], Settings(record={}))
-    assert "stopped at their budget" in shown.sentences[0][1]
+    assert "had too small a budget" in shown.sentences[0][1]
 
 
 def test_the_attacks_are_named_where_the_answer_is(tmp_path):

@@ -153,7 +153,7 @@ def test_searches_that_stopped_at_their_budget_are_not_said_to_fail():
     chosen = {**CHOSEN, "defense": None, "state": "control failed"}
     for flags, why, step in (
         ([], "Unknown: these attacks do not work on this model even without a defense.", "Use attacks that work"),
-        (["out-of-budget"], "Not decided: the searches stopped at their budget before", "Let the searches run longer"),
+        (["out-of-budget"], "Not decided: the searches had too small a budget", "Let the searches run longer"),
     ):
         points = [{**POINTS[0], "flags": flags}, *POINTS[1:]]
         advice = of_frontier(points, chosen)

@@ -188,7 +188,7 @@ CASES = {
         [cell(verdict="inconclusive", read=0, flags=["control-failed", "out-of-budget"])],
         {},
         f"Without a defense, this attack reconstructed none of 24 images (0 %, 95 % interval 0{DASH}14 %). The "
-        "searches stopped at their budget, so this test says nothing about safety. Try: longer searches (--minutes); "
+        "searches had too small a budget, so this test says nothing about safety. Try: longer searches (--minutes); "
         "medpfl check-model; --mode eval; --batch-size 1.",
         "No defense was tested. Add one with --defense.",
     ),

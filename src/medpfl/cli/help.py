@@ -153,6 +153,8 @@ def _names(action: Action) -> str:
     """Return an argument as it is written, with a name for its value."""
     if not action.option_strings:
         return action.dest
+    if "--print_config" in action.option_strings:
+        return "--print-config"
     name = action.option_strings[-1] if action.option_strings[0] == "-h" else action.option_strings[0]
     if action.nargs == 0 or type(action).__name__ in ("ActionYesNo", "_ActionPrintConfig"):
         return f"{name}, --no-{name[2:]}" if type(action).__name__ == "ActionYesNo" else name

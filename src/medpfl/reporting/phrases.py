@@ -40,7 +40,7 @@ EASY = "medpfl audit IMAGES --model MODEL --mode eval --batch-size 1"
 
 _BLUNT = "these attacks fail here even without a defense"
 _SPENT = (
-    "the searches stopped at their budget before they converged, and found too little even without a defense (raise "
+    "the searches had too small a budget, and found too little even without a defense (raise "
     "--minutes)"
 )
 
@@ -60,7 +60,7 @@ REASONS = {
     "none, and a sum over clients is harder to attack",
     "patients-leak": "few images are exposed, but some patients are exposed by one of their images",
     "incomplete": "some images were not attacked, because a worker process ended (repeat the command)",
-    "out-of-budget": "the searches stopped at their budget before they converged (raise --minutes)",
+    "out-of-budget": "the searches had too small a budget to converge (raise --minutes)",
     "worst-candidate": "an attack reconstructed images among its candidates but did not choose them",
     "small-gallery": "at least 20 images are needed to test re-identification",
     "prior-only": "a guess made without the update does as well as these attacks",

@@ -90,7 +90,7 @@ def _undefended(cells: Cells, settings: Settings) -> str:
         rest = "; ".join(easier(settings)) or "other attacks (--attack)"
         if is_recorded(settings):
             rest += f"; their images under an easier plan ({EASY})"
-        why = "The searches stopped at their budget" if spent(cells) else "They do not work here"
+        why = "The searches had too small a budget" if spent(cells) else "They do not work here"
         return (
             f"Without a defense, these attacks {counts(union)}. {why}, so this test says nothing about safety. "
             f"Try: {steps}medpfl check-model; {rest}."

@@ -155,7 +155,9 @@ def quoted(error: BaseException, text: str | None = None) -> str:
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     own = (not frames or _is_own_frame(frames[-1])) and not isinstance(error, ImportError)
     text = text or f"{error}".partition("\n")[0] or type(error).__name__
-    return private(text, f"its message is {HIDDEN}") if own or isinstance(error, OSError) else text
+    if own or isinstance(error, OSError):
+        return private(text, f"{type(error).__name__}, its message is {HIDDEN}")
+    return text
 
 
 def own_line(error: BaseException) -> str:

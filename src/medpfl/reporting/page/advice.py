@@ -86,7 +86,7 @@ _WHY = {
 }
 
 
-_SPENT = "Not decided: the searches stopped at their budget before they found enough images, even without a defense."
+_SPENT = "Not decided: the searches had too small a budget to find enough images, even without a defense."
 
 
 def _bare(bare: Json) -> str:

@@ -144,7 +144,7 @@ def _undefended(cells: Cells) -> tuple[str | None, str]:
     if "control-failed" in cells[0].flags:
         why = "these attacks do not work on this model"
         if spent(cells):
-            why = "the searches stopped at their budget before they found an image,"
+            why = "the searches had too small a budget to find an image,"
         return union.verdict, f"Unknown: {why} even without a defense."
     if union.verdict == NO_LEAK:
         return NO_LEAK, f"Not by these attacks: without a defense, the server {_can(read, told, union)}."
