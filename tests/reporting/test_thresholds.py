@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from medpfl.core.experiments.settings import Settings
@@ -90,7 +92,7 @@ def test_the_number_of_images_advised_fills_whole_updates(draws):
 
 def test_updates_that_are_left_out_do_not_lower_the_number_of_images():
     rows = [row(ssim=0.2, image=f"{v}-{p}", victim=v, position=p, success=False) for v in range(3) for p in range(4)]
-    rows = [one if one.position else row(**{**vars(one), "flags": ("zero-gradient",)}) for one in rows]
+    rows = [one if one.position else replace(one, flags=("zero-gradient",)) for one in rows]
     union = summarize(rows)[0].union
     assert (union.images, union.updates, union.per_update) == (9, 3, 4)
 

@@ -39,10 +39,7 @@ EASY = "medpfl audit IMAGES --model MODEL --mode eval --batch-size 1"
 """An audit that is easier for attacks than that of a record, whose plan no option changes."""
 
 _BLUNT = "these attacks fail here even without a defense"
-_SPENT = (
-    "the searches had too small a budget, and found too little even without a defense (raise "
-    "--minutes)"
-)
+_SPENT = "the searches had too small a budget, and found too little even without a defense (raise --minutes)"
 
 # Ordered by priority: the first raised flag gives the reason.
 REASONS = {
