@@ -114,9 +114,9 @@ def _recipes() -> str:
 
 
 def _contested() -> str:
-    columns = ("SSIM", "deepleakage+labels: SSIM", "invertinggradients: SSIM")
+    columns = ("SSIM", "invertinggradients: SSIM", "leakpro huang: SSIM")
     rows = [(row["cell"], [_mark(row[column], i) for i, column in enumerate(columns)]) for row in stored("contested")]
-    series = ("Posterior (MedPFL)", "deepleakage (breaching)", "invertinggradients (breaching)")
+    series = ("Posterior (MedPFL)", "invertinggradients (breaching)", "huang (LeakPro)")
     return _dots("Mean SSIM of 72 images, at equal time", series, rows, (0, 0.25, 0.5, 0.75, 1))
 
 
