@@ -60,8 +60,8 @@ def _advice(points: Mapping[str, Point], chosen: Json) -> str:
     if chosen["state"] == "control failed":
         if "out-of-budget" in next(iter(points.values()))["flags"]:
             return (
-                f"Nothing is recommended: nothing is decided. Even without a defense, the searches stopped at their "
-                f"budget before they exceeded {limit} with 95 % confidence. Let them run longer (--minutes)."
+                f"Nothing is recommended: nothing is decided. Even without a defense, the searches had too "
+                f"small a budget to exceed {limit} with 95 % confidence. Let them run longer (--minutes)."
             )
         return (
             f"Nothing is recommended: even without a defense, these attacks do not exceed {limit} with 95 % "
