@@ -250,5 +250,5 @@ def _told(error: BaseException) -> dict[str, Any]:
     kind = "memory" if isinstance(error, MemoryError | torch.OutOfMemoryError | OutOfMemoryError) else "other"
     if isinstance(error, InputError) and kind == "other":
         return {"error": "input", "text": f"{error}", "trace": ""}
-    text = quoted(error, reason(error)[:_LONGEST]) + own_line(error)
+    text = quoted(error, reason(error)[:_LONGEST], named=True) + own_line(error)
     return {"error": kind, "text": text, "trace": "".join(traceback.format_exception(error))}

@@ -146,17 +146,24 @@ def _without_libraries(loaded: Mapping[str, ModuleType]) -> dict[str, ModuleType
     return {name: module for name, module in loaded.items() if name.partition(".")[0] not in libraries}
 
 
-def quoted(error: BaseException, text: str | None = None) -> str:
+def quoted(error: BaseException, text: str | None = None, named: bool = False) -> str:
     """Return an exception's text for a message, marked as private if the user's code or the operating system raised it.
 
     A library's message is about shapes and types. The user's own code may say anything, and the operating system names
     files. The name of a module that cannot be imported is not private.
+
+    Args:
+        error: the exception.
+        text: its text, if not its own first line.
+        named: True if the exception's class stands in place of a private text.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     own = (not frames or _is_own_frame(frames[-1])) and not isinstance(error, ImportError)
     text = text or f"{error}".partition("\n")[0] or type(error).__name__
     if own or isinstance(error, OSError):
-        return private(text, f"{type(error).__name__}, its message is {HIDDEN}")
+        return private(
+            text, f"{type(error).__name__}, its message is {HIDDEN}" if named else f"its message is {HIDDEN}"
+        )
     return text
 
 

@@ -61,7 +61,7 @@ def explained(what: str, named: bool = False) -> Iterator[None]:
             remedy = hint(error)
             said = said.rstrip(".") if remedy else said
             if not isinstance(error, SystemExit) or isinstance(error.code, str):  # a status names nobody
-                said = quoted(error, said)
+                said = quoted(error, said, named=True)
             raise InputError(f"{what}: {said}{own_line(error)}{remedy}") from error
 
 
