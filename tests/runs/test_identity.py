@@ -224,6 +224,9 @@ def test_a_training_and_a_frontier_refuse_changed_code(lab, tmp_path):
     flat(medpfl.train, "MLP((4,))", some_images(12), **train)
     perform_frontier(experiment.having(out=tmp_path / "runs" / "f"))
     new_process(lab)
+    # Another file of this name, imported first, as another part's would be.
+    (tmp_path / "mine.py").write_text("def other(): ...\n")
+    find(str(tmp_path / "mine.py"), "other", "attack")
     perform_frontier(experiment.having(out=tmp_path / "runs" / "f"))
     assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
         ".medpfl-key.json.lock",

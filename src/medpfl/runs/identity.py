@@ -76,7 +76,7 @@ class Code:
         """Return the digests for the run's identity, under keyed hashes of module names (a name may be a patient's)."""
         found: dict[str, str] = {}
         for name, (digest, _) in sorted(self.modules.items()):
-            tag = key.tag("module", name.rstrip("~"))
+            tag = key.tag("module", name.replace("~", ""))
             own = f"{UNKNOWN}{secrets.token_hex(8)}" if digest.startswith(UNKNOWN) else digest
             found[tag] = "-".join(filter(None, [found.get(tag), own]))
         return found
@@ -85,7 +85,7 @@ class Code:
         """Return sentences on how the code differs from another run of the same parts."""
         said, new = [], self.entry(key)
         for name, (digest, part) in sorted(self.modules.items()):
-            tag = key.tag("module", name.rstrip("~"))
+            tag = key.tag("module", name.replace("~", ""))
             if digest.startswith(UNKNOWN):
                 why = digest.removeprefix(UNKNOWN)
                 said.append(f"the code of {part} cannot be compared because {why}: put it into a .py file")

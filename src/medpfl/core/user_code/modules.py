@@ -187,7 +187,7 @@ def _is_own_frame(frame: FrameType) -> bool:
 
 def shown_name(module: str) -> str:
     """Return a module's name for messages; for a file given by its path, the file's name."""
-    return module.removeprefix("medpfl_user_").rstrip("~")
+    return module.removeprefix("medpfl_user_").replace("~", "")
 
 
 def is_own(name: str, module: Module | ModuleType) -> bool:
