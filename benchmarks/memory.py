@@ -97,7 +97,9 @@ def child(folder: str, images: int, steps: int, workers: int) -> None:
             victims=Victims(images=images),
             run=Run(out=Path(folder, "run"), numbers_only=True, workers=workers),
         )
-    own, seconds = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _UNIT, time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    # ru_maxrss may be that of the process which started this one.
+    own = _told(os.getpid(), "status", "VmHWM:") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / _UNIT
     print(own, peak.mib, peak.together, seconds)
 
 

@@ -40,7 +40,9 @@ FIXED = ("seed", "memory", "minutes", "isolate", "threads")
 class Evaluating(Options):
     """A standard evaluation's options as strings and numbers. What is not an option, the edition sets."""
 
-    data: str = again(Experiment, "data", text="folder with one subfolder per class, or 'samples'")
+    data: str = again(
+        Experiment, "data", text="folder with one subfolder per class, 'samples', or file.py:Name of a data source"
+    )
     model: str = again(Experiment, "model")
     weights: str | None = again(Experiment, "weights")
     defense: list[str] = again(Experiment, "defense")

@@ -16,7 +16,9 @@ __all__ = ["Training"]
 class Training(Options):
     """The options of a federated training as strings and numbers."""
 
-    data: str = option("samples", "folder with one subfolder per class, .npz of MedMNIST, or 'samples'")
+    data: str = option(
+        "samples", "folder with one subfolder per class, .npz of MedMNIST, 'samples', or file.py:Name of a data source"
+    )
     model: str = option(
         "ConvNet(width=16, depth=3, norm='batch')",
         "model: spec from 'medpfl list models', file.py:name or package.module:name",
