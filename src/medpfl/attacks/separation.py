@@ -25,6 +25,7 @@ from medpfl.attacks.optimize.stacks import variables_like
 from medpfl.core import progress
 from medpfl.core.errors import InputError, check_positive
 from medpfl.core.experiments.limits import plain_ascii
+from medpfl.core.messages import counted
 from medpfl.core.plan import Plan
 from medpfl.core.roles import Attack
 from medpfl.core.types import Ended, Observation, Reconstruction, Tensors, View
@@ -106,8 +107,7 @@ class Separation(Attack):
         images, moved = sum(plan.images for plan in plans), any(plan.steps > 1 for plan in plans)
         found = capacity(model, image_shape, images, plans[0].mode, moved)
         if not found.applies:
-            count = "1 image" if images == 1 else f"{images} images"
-            raise InputError(f"{count} cannot be read: {found.why}; attack with GradInv")
+            raise InputError(f"{counted(images, 'image')} cannot be read: {found.why}; attack with GradInv")
 
     def __call__(self, seen: Observation, generator: torch.Generator) -> Reconstruction:
         """Reconstruct the images of each victim."""
@@ -251,8 +251,7 @@ def _certificate(begun: SeparatedStart, read: Peeled | None) -> str:
     """
     found = begun.sources
     groups = f" and assigned to {len(begun.starts)} batches" if len(begun.starts) > 1 else ""
-    images = "1 image" if found.rank == 1 else f"{found.rank} images"
-    text = f"{images} separated{groups}; {found.evidence}; labels by the last layer"
+    text = f"{counted(found.rank, 'image')} separated{groups}; {found.evidence}; labels by the last layer"
     if read is None:
         return text + f" (misfit {begun.residual:.1g}); earlier layers are not read from several gradients"
     if read.residuals:

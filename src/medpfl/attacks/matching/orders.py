@@ -37,7 +37,7 @@ _FEW, _CHUNK = 64, 64
 """The same for models too large to be evaluated together, and number of sequences in one evaluation otherwise."""
 
 _AGAIN, _PART = 7, 16
-"""How often the best sequences are played again, and the part of the sequences that are: the limit over this number."""
+"""Number of replays of the best sequences, and the divisor of the limit that gives the number of these sequences."""
 
 _COARSE = 4
 """Side of the made-up images before they are enlarged. Batch norm needs images that are not constant."""
